@@ -1,0 +1,189 @@
+"""The secondary's replication machine: stage, commit, acknowledge, apply, and take over.
+
+Safety in short. An acknowledgement is emitted only on `Committed`, that is, when the checkpoint
+would survive a kill of this worker (I4). Nothing of a checkpoint reaches the standby's memory or
+disks before it is committed, and activation waits until the last commit is applied whole (I3). A
+claim is made only when the pair's record was stored durably after a commit (`OfferPersisted`); a
+replica without it is discarded, never started (I5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from kvmft.core.events import (
+    Activate,
+    Activated,
+    Applied,
+    Apply,
+    ClaimAsked,
+    Claimed,
+    Commit,
+    Committed,
+    Discard,
+    DropPeer,
+    Effect,
+    Event,
+    Failed,
+    Finish,
+    IllegalEvent,
+    Loss,
+    Offered,
+    OfferPersisted,
+    Outcome,
+    PeerLost,
+    PersistOffer,
+    Purpose,
+    Recovered,
+    Report,
+    SendAck,
+    SendOfferAck,
+    Staged,
+    StartClaim,
+    Tick,
+    VmDied,
+    WakeAt,
+)
+
+
+class StandbyPhase(Enum):
+    """Where the secondary is."""
+
+    FILLING = "filling"  # no commit yet, or no record: cannot take over
+    READY = "ready"  # commit and record are durable: may claim
+    WAITING = "waiting"  # the primary's agent is gone but its host answered: give it time
+    CLAIMING = "claiming"
+    ACTIVATING = "activating"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds to wait after the primary's connection was closed by a living kernel."""
+
+    agent_grace: float = 4.0
+
+
+class SecondaryMachine:
+    """`handle(event, now)` returns the effects, in the order in which they must be carried out."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+        self.phase = StandbyPhase.FILLING
+        self.committed = 0
+        self.applied = 0
+        self._offer_pending = False
+        self._wait_until = 0.0
+        self._activate_when_applied = False
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event; IllegalEvent, with nothing changed, when it cannot happen here."""
+        if self.phase is StandbyPhase.DONE:
+            return []
+        match event:
+            case Staged():
+                return self._staged(event)
+            case Committed():
+                self.committed = event.epoch
+                return [SendAck(event.epoch), Apply(event.epoch)]
+            case Applied():
+                self.applied = event.epoch
+                if self._activate_when_applied and self.applied == self.committed:
+                    return self._activate()
+                return []
+            case Offered():
+                return self._offered(event)
+            case OfferPersisted():
+                self._offer_pending = False
+                self.phase = StandbyPhase.READY
+                return [SendOfferAck(), Report("protected", "holds a commit and the pair's record")]
+            case Recovered():
+                return self._recovered(event, now)
+            case PeerLost():
+                return self._peer_lost(event, now)
+            case Tick():
+                if self.phase is StandbyPhase.WAITING and now >= self._wait_until:
+                    return self._claim("the primary's agent did not come back")
+                return []
+            case ClaimAsked():
+                return self._claim_asked()
+            case Claimed():
+                return self._claimed(event)
+            case Activated():
+                self.phase = StandbyPhase.DONE
+                return [
+                    Report("need_secondary", "took over after the loss of the primary"),
+                    Finish(Outcome.ACTIVATED, "runs here now"),
+                ]
+            case VmDied() | Failed():
+                return self._give_up(event.reason)
+        raise IllegalEvent(f"{type(event).__name__} does not concern a secondary")
+
+    def _staged(self, event: Staged) -> list[Effect]:
+        if self.phase not in (StandbyPhase.FILLING, StandbyPhase.READY):
+            return []  # a claim is under way: what arrives now was never acknowledged
+        if event.epoch != self.committed + 1:
+            raise IllegalEvent(f"Staged({event.epoch}) after commit {self.committed}")
+        if self.applied != self.committed:
+            raise IllegalEvent(f"Staged({event.epoch}) before commit {self.committed} is applied")
+        return [Commit(event.epoch)]
+
+    def _offered(self, event: Offered) -> list[Effect]:
+        if self.phase is not StandbyPhase.FILLING or self.committed == 0:
+            raise IllegalEvent("Offered before a commit, or twice")
+        self._offer_pending = True
+        return [PersistOffer(event.record)]
+
+    def _recovered(self, event: Recovered, now: float) -> list[Effect]:
+        self.committed = event.epoch
+        self.phase = StandbyPhase.WAITING
+        self._wait_until = now + self.patience.agent_grace
+        return [Apply(event.epoch), WakeAt(self._wait_until)]
+
+    def _peer_lost(self, event: PeerLost, now: float) -> list[Effect]:
+        if self.phase is StandbyPhase.FILLING:
+            return [DropPeer(), *self._give_up(f"the replica is incomplete: {event.reason}")]
+        if self.phase is not StandbyPhase.READY:
+            return []
+        if event.how is Loss.REFUSED:
+            return [DropPeer(), *self._give_up(event.reason)]
+        if event.how is Loss.CLOSED:
+            # A kernel answered for the dead process, so the host lives: its agent may come back.
+            self.phase = StandbyPhase.WAITING
+            self._wait_until = now + self.patience.agent_grace
+            return [
+                DropPeer(),
+                Report("protected", f"waits for the primary's agent: {event.reason}"),
+                WakeAt(self._wait_until),
+            ]
+        return [DropPeer(), *self._claim(event.reason)]
+
+    def _claim_asked(self) -> list[Effect]:
+        if self.phase in (StandbyPhase.READY, StandbyPhase.WAITING):
+            return [DropPeer(), *self._claim("a person ordered the failover")]
+        if self.phase is StandbyPhase.FILLING:
+            raise IllegalEvent("a failover was ordered before the first sync was complete")
+        return []
+
+    def _claim(self, reason: str) -> list[Effect]:
+        self.phase = StandbyPhase.CLAIMING
+        return [Report("failing_over", reason), StartClaim(Purpose.SOLO)]
+
+    def _claimed(self, event: Claimed) -> list[Effect]:
+        if self.phase is not StandbyPhase.CLAIMING:
+            raise IllegalEvent(f"Claimed in phase {self.phase.value}")
+        if not event.won:
+            return self._give_up(event.reason)
+        self.phase = StandbyPhase.ACTIVATING
+        if self.applied == self.committed:
+            return self._activate()
+        self._activate_when_applied = True
+        return []
+
+    def _activate(self) -> list[Effect]:
+        return [Activate(self.committed)]
+
+    def _give_up(self, reason: str) -> list[Effect]:
+        self.phase = StandbyPhase.DONE
+        return [Discard(), Report("disabled", reason), Finish(Outcome.FAILED, reason)]

@@ -1,0 +1,232 @@
+"""The FT log's framing, without any I/O.
+
+Every frame is a 24-byte big-endian header (magic, type, epoch, body length) and a body. The body of
+a MEMORY, DISK or CHECKPOINT frame is little-endian tables of 64-bit integers (the layout numpy and
+the kernel's own structures use on x86-64) followed by raw data, so that neither side copies or
+parses page contents. Small frames carry JSON.
+
+The decoder never trusts a length: each type has a bound, and what exceeds it is an error before a
+byte of it is stored (I7).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from kvmft.errors import KvmftError
+
+MAGIC = b"KFT1"
+PROTOCOL_VERSION = 1
+HEADER = struct.Struct(">4sB3xQQ")
+CHECKPOINT_HEAD = struct.Struct("<6Q")
+RUN_WORDS = 3
+"""A memory run is three u64: block index, offset in the block (bytes), length (bytes)."""
+WRITE_WORDS = 4
+"""A disk write is four u64: disk index, operation, offset (bytes), length (bytes)."""
+OP_WRITE, OP_ZERO, OP_FLUSH = 0, 1, 2
+
+
+class FrameType(IntEnum):
+    """What a frame carries; the number on the wire."""
+
+    HELLO = 1
+    WELCOME = 2
+    HEARTBEAT = 3
+    MEMORY = 4
+    DISK = 5
+    CHECKPOINT = 6
+    ACK = 7
+    OFFER = 8
+    OFFER_ACK = 9
+    BYE = 10
+    AUDIT = 11
+    AUDIT_RESULT = 12
+    REFUSAL = 13
+    DIGESTS = 14
+
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+LIMITS: dict[FrameType, int] = {
+    FrameType.HELLO: 64 * KIB,
+    FrameType.WELCOME: 64 * KIB,
+    FrameType.HEARTBEAT: 0,
+    FrameType.MEMORY: 64 * MIB,
+    FrameType.DISK: 64 * MIB,
+    FrameType.CHECKPOINT: 64 * GIB,
+    FrameType.ACK: 0,
+    FrameType.OFFER: 64 * KIB,
+    FrameType.OFFER_ACK: 0,
+    FrameType.BYE: 64 * KIB,
+    FrameType.AUDIT: 1 * GIB,
+    FrameType.AUDIT_RESULT: 64 * KIB,
+    FrameType.REFUSAL: 64 * KIB,
+    FrameType.DIGESTS: 1 * GIB,
+}
+"""Largest body of each type, in bytes."""
+
+
+class WireError(KvmftError):
+    """The peer sent something that is not the FT log."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            "ft_log_malformed",
+            message,
+            "The connection is dropped; check that both hosts run the same kvmft version.",
+        )
+
+
+@dataclass(frozen=True)
+class Header:
+    """A decoded frame header; `length` is the body's size in bytes."""
+
+    type: FrameType
+    epoch: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A whole frame. `body` is a view of the buffer that the decoder's allocator returned."""
+
+    type: FrameType
+    epoch: int
+    body: memoryview
+
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object; raises WireError when it is not one."""
+        try:
+            value = json.loads(bytes(self.body))
+        except ValueError as error:
+            raise WireError(f"The {self.type.name} frame does not hold JSON: {error}.") from error
+        if not isinstance(value, dict):
+            raise WireError(f"The {self.type.name} frame does not hold a JSON object.")
+        return value
+
+
+def encode_header(kind: FrameType, epoch: int, length: int) -> bytes:
+    """The 24 header bytes of a frame whose body is `length` bytes."""
+    return HEADER.pack(MAGIC, kind, epoch, length)
+
+
+def encode(kind: FrameType, epoch: int = 0, body: bytes = b"") -> bytes:
+    """A whole small frame."""
+    return encode_header(kind, epoch, len(body)) + body
+
+
+def encode_json(kind: FrameType, value: dict[str, Any], epoch: int = 0) -> bytes:
+    """A whole small frame with a JSON body."""
+    return encode(kind, epoch, json.dumps(value, sort_keys=True).encode())
+
+
+def decode_header(data: bytes | bytearray | memoryview) -> Header:
+    """The header in the first 24 bytes of `data`; WireError when they are not one."""
+    magic, kind, epoch, length = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise WireError(f"A frame begins with {bytes(magic)!r} instead of {MAGIC!r}.")
+    try:
+        frame_type = FrameType(kind)
+    except ValueError:
+        raise WireError(f"Frame type {kind} is unknown.") from None
+    if length > LIMITS[frame_type]:
+        raise WireError(
+            f"A {frame_type.name} frame announces {length} bytes; at most "
+            f"{LIMITS[frame_type]} are allowed."
+        )
+    return Header(frame_type, epoch, length)
+
+
+class Decoder:
+    """Turns received bytes into frames without copying bodies.
+
+    The transport asks `want()` where the next bytes go, fills (part of) that view, and reports the
+    count to `received()`, which returns the frame that this completed, or None. `allocate` is asked
+    once per frame for a writable buffer of exactly `header.length` bytes.
+    """
+
+    def __init__(self, allocate: Callable[[Header], memoryview]) -> None:
+        self._allocate = allocate
+        self._header_bytes = bytearray(HEADER.size)
+        self._header: Header | None = None
+        self._body = memoryview(b"")
+        self._have = 0
+
+    def want(self) -> memoryview:
+        """The non-empty writable view that the next received bytes belong into."""
+        target = memoryview(self._header_bytes) if self._header is None else self._body
+        return target[self._have :]
+
+    def received(self, count: int) -> Frame | None:
+        """Account for `count` bytes put into `want()`; the frame they completed, if any."""
+        self._have += count
+        if self._header is None:
+            if self._have < HEADER.size:
+                return None
+            self._header = decode_header(self._header_bytes)
+            self._have = 0
+            self._body = self._allocate(self._header)
+            if len(self._body) != self._header.length:
+                raise ValueError("the allocator returned a buffer of another length")
+        if self._have < self._header.length:
+            return None
+        frame = Frame(self._header.type, self._header.epoch, self._body)
+        self._header, self._body, self._have = None, memoryview(b""), 0
+        return frame
+
+
+@dataclass(frozen=True)
+class CheckpointParts:
+    """Views into a CHECKPOINT body: run table, pages, write table, write data, device state."""
+
+    runs: memoryview
+    pages: memoryview
+    writes: memoryview
+    write_data: memoryview
+    device_state: memoryview
+
+
+def checkpoint_head(
+    runs: int, page_bytes: int, writes: int, write_bytes: int, state_bytes: int
+) -> bytes:
+    """The fixed part of a CHECKPOINT body: counts of table rows and byte lengths of the parts."""
+    return CHECKPOINT_HEAD.pack(runs, page_bytes, writes, write_bytes, state_bytes, 0)
+
+
+def checkpoint_length(
+    runs: int, page_bytes: int, writes: int, write_bytes: int, state_bytes: int
+) -> int:
+    """Bytes of a CHECKPOINT body with these counts."""
+    tables = 8 * (RUN_WORDS * runs + WRITE_WORDS * writes)
+    return CHECKPOINT_HEAD.size + tables + page_bytes + write_bytes + state_bytes
+
+
+def split_checkpoint(body: memoryview) -> CheckpointParts:
+    """Cut a CHECKPOINT body into its parts; WireError when the counts do not add up to it."""
+    if len(body) < CHECKPOINT_HEAD.size:
+        raise WireError(f"A CHECKPOINT frame of {len(body)} bytes is too short for its head.")
+    runs, page_bytes, writes, write_bytes, state_bytes, _ = CHECKPOINT_HEAD.unpack_from(body)
+    counts = (runs, page_bytes, writes, write_bytes, state_bytes)
+    if max(counts) > len(body) or checkpoint_length(*counts) != len(body):
+        raise WireError(f"A CHECKPOINT frame of {len(body)} bytes does not match its counts.")
+    views, position = [], CHECKPOINT_HEAD.size
+    for length in (8 * RUN_WORDS * runs, page_bytes, 8 * WRITE_WORDS * writes, write_bytes,
+                   state_bytes):  # fmt: skip
+        views.append(body[position : position + length])
+        position += length
+    return CheckpointParts(*views)
+
+
+def split_table(body: memoryview, words: int, what: str) -> tuple[memoryview, memoryview]:
+    """Cut a MEMORY or DISK body into its table (rows of `words` u64) and its data."""
+    if len(body) < 8:
+        raise WireError(f"A {what} frame of {len(body)} bytes is too short.")
+    rows = int.from_bytes(body[:8], "little")
+    end = 8 + 8 * words * rows
+    if end > len(body):
+        raise WireError(f"A {what} frame of {len(body)} bytes cannot hold {rows} table rows.")
+    return body[8:end], body[end:]
