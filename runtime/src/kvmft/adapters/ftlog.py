@@ -167,7 +167,7 @@ class LogStream:
         self._out: deque[memoryview] = deque()
         self._want_write = False
         self._closed = False
-        self.on_drained: Callable[[], None] | None = None
+        self.on_drained: Callable[[], None] | None = None  # called once, when all is sent
         self.queued = 0
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -232,7 +232,9 @@ class LogStream:
             return
         self._watch_write(bool(self._out))
         if not self._out and self.on_drained is not None:
-            self.on_drained()
+            # Through the reactor and not from here: the callback sends again, which would recurse.
+            callback, self.on_drained = self.on_drained, None
+            self._reactor.call_later(0, callback)
 
     def _watch_write(self, wanted: bool) -> None:
         if wanted != self._want_write and not self._closed:

@@ -1,0 +1,69 @@
+"""`python -m kvmft.worker`: started by the agent with one end of a socketpair as fd 3."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import sys
+import traceback
+
+from kvmft.adapters.reactor import Reactor
+from kvmft.errors import KvmftError
+from kvmft.worker.config import WorkerConfig, parse
+from kvmft.worker.link import AgentLink, die_with_agent
+from kvmft.worker.primary import PrimaryWorker
+from kvmft.worker.secondary import SecondaryWorker
+
+AGENT_FD = 3
+
+
+def _first_line(sock: socket.socket) -> dict[str, object]:
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = sock.recv(1)
+        if not piece:
+            raise SystemExit("the agent closed the line before the start line")
+        data += piece
+    line: dict[str, object] = json.loads(data)
+    return line
+
+
+def main() -> int:
+    """Run one worker until it is done; the exit code is 0 also for a failover that was lost."""
+    die_with_agent()
+    sock = socket.socket(fileno=AGENT_FD)
+    reactor = Reactor()
+    worker: PrimaryWorker | SecondaryWorker | None = None
+
+    def gone() -> None:
+        reactor.stop()
+
+    line = _first_line(sock)
+    link = AgentLink(
+        reactor, sock, lambda command: worker.command(command) if worker else None, gone
+    )
+    try:
+        config: WorkerConfig = parse(line)
+        made = PrimaryWorker if config.role == "primary" else SecondaryWorker
+        worker = made(reactor, config, link)
+        worker.start()
+        # The collector's pauses would fall into the VM's; the hot path makes no cycles.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        reactor.run()
+    except KvmftError as error:
+        link.event("failed", str(error))
+        link.send(msg="done", outcome="failed", reason=str(error))
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        link.event("failed", f"the worker broke: {error!r}")
+        link.send(msg="done", outcome="failed", reason=f"the worker broke: {error!r}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

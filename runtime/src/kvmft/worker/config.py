@@ -1,0 +1,106 @@
+"""The start line that the agent writes, as typed values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kvmft.adapters.ftlog import TlsFiles
+from kvmft.errors import KvmftError
+
+
+@dataclass(frozen=True)
+class DiskConfig:
+    """One disk: target name (`vda`), path of the image here, virtual size in bytes."""
+
+    target: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker is told at its start. Times are in seconds."""
+
+    role: str
+    vm: str
+    uuid: str
+    host: str
+    peer: str
+    cluster_id: str
+    session: str
+    run_dir: str
+    state_dir: str
+    tls: TlsFiles
+    arbiter: dict[str, Any]
+    interval: float
+    min_interval: float
+    detection: float
+    hold_bound: float
+    agent_grace: float
+    qemu_pid: int
+    domain: str
+    own_monitor: str | None
+    machine: str
+    disks: tuple[DiskConfig, ...]
+    nics: tuple[str, ...]
+    peer_address: str
+    peer_port: int | None
+    create: bool
+    listen_address: str
+    port_range: tuple[int, int]
+    resume: bool
+
+
+def _seconds(options: dict[str, Any], name: str, default_ms: float) -> float:
+    value = options.get(name, default_ms)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 600_000:
+        raise KvmftError(
+            "option_invalid",
+            f"Option {name} is {value!r}; it must be a number of milliseconds above 0.",
+            "Correct it in the ft_vm task or in /etc/kvmft/kvmft.yml.",
+        )
+    return float(value) / 1000.0
+
+
+def parse(line: dict[str, Any]) -> WorkerConfig:
+    """Read the start line; KvmftError names what is missing."""
+    options = line.get("options", {})
+    try:
+        first, last = line.get("port_range", (7411, 7499))
+        return WorkerConfig(
+            role=line["role"],
+            vm=line["vm"],
+            uuid=line["uuid"],
+            host=line["host"],
+            peer=line["peer"],
+            cluster_id=line["cluster_id"],
+            session=line["session"],
+            run_dir=line["run_dir"],
+            state_dir=line["state_dir"],
+            tls=TlsFiles(line["tls"]["ca"], line["tls"]["cert"], line["tls"]["key"]),
+            arbiter=line["arbiter"],
+            interval=_seconds(options, "interval_ms", 20),
+            min_interval=_seconds(options, "min_interval_ms", 4),
+            detection=_seconds(options, "detection_ms", 300),
+            hold_bound=_seconds(options, "hold_bound_ms", 3000),
+            agent_grace=_seconds(options, "agent_grace_ms", 4000),
+            qemu_pid=int(line["qemu_pid"]),
+            domain=line.get("domain", line["vm"]),
+            own_monitor=line.get("own_monitor"),
+            machine=line["machine"],
+            disks=tuple(DiskConfig(d["target"], d["path"], int(d["size"])) for d in line["disks"]),
+            nics=tuple(nic["alias"] for nic in line.get("nics", ())),
+            peer_address=line.get("peer_address", ""),
+            peer_port=line.get("peer_port"),
+            create=line.get("arbitration", "resume") == "create",
+            listen_address=line.get("listen_address", ""),
+            port_range=(int(first), int(last)),
+            resume=bool(line.get("resume", False)),
+        )
+    except KeyError as error:
+        raise KvmftError(
+            "worker_config",
+            f"The worker's start line lacks {error}.",
+            "Agent and worker must be of the same version; reinstall the kvmft wheel.",
+        ) from error

@@ -1,0 +1,167 @@
+"""The checkpoint engine of a primary: QEMU stopped, saved, scanned, copied, running again.
+
+The order inside a checkpoint is the order of `take`; each step says why it stands where it does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvmft.adapters.memory import GuestMemory
+from kvmft.adapters.qmp import Monitor, MonitorError, Reply, command
+from kvmft.adapters.reactor import Reactor
+from kvmft.core.wire import (
+    FrameType,
+    checkpoint_head,
+    checkpoint_length,
+    encode_header,
+)
+from kvmft.worker.disklog import DiskLog
+
+FIRST_BUFFER = 64 << 20
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one stop yielded. `parts` are the frame's buffers, in order; the page buffer is reused
+    by the next checkpoint, so they must be sent before it. `pause` in seconds."""
+
+    epoch: int
+    parts: list[bytes | bytearray | memoryview]
+    pages: int
+    pause: float
+    audit: bytes | None = None
+
+
+class PageBuffer:
+    """One reusable area for copied pages; it grows, and its old content is not kept."""
+
+    def __init__(self) -> None:
+        self._area = mmap.mmap(-1, FIRST_BUFFER)
+
+    def view(self, size: int) -> memoryview:
+        """A writable view of `size` bytes."""
+        if size > len(self._area):
+            self._area = mmap.mmap(-1, -(-size // FIRST_BUFFER) * FIRST_BUFFER)
+        return memoryview(self._area)[:size]
+
+
+class Engine:
+    """Takes checkpoints and copy rounds of one VM."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        monitor: Monitor,
+        memory: GuestMemory,
+        disk_log: DiskLog,
+        state_path: str,
+        on_failed: Callable[[str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._monitor = monitor
+        self._memory = memory
+        self._disk_log = disk_log
+        self._state_path = state_path
+        self._on_failed = on_failed
+        self._buffer = PageBuffer()
+
+    def take(
+        self,
+        epoch: int,
+        audit: bool,
+        at_stop: Callable[[], None],
+        done: Callable[[Checkpoint], None],
+    ) -> None:
+        """Take checkpoint `epoch`; `done` gets it when the VM runs again.
+
+        `at_stop` is called while the VM is stopped, after its device state was saved: it cuts the
+        captured packets, which by then are all in our socket (QEMU's main loop writes them before
+        it answers `stop`).
+        """
+        begun = self._reactor.now()
+
+        def saved(replies: list[Reply]) -> None:
+            if self._refused(replies):
+                return
+            # `stop` drained the disks, so each write is in the log of its own epoch (I3).
+            table, data = self._disk_log.cut()
+            at_stop()
+            ranges = self._memory.collect()
+            size = int((ranges[:, 1] - ranges[:, 0]).sum()) if len(ranges) else 0
+            pages = self._buffer.view(size)
+            self._memory.read(ranges, pages)
+            with open(self._state_path, "rb", buffering=0) as file:
+                state = file.read()
+            digests = self._memory.page_hashes(0).tobytes() if audit else None
+            self._monitor.batch([command("cont")], lambda replies: running(replies, digests))
+            runs = np.ascontiguousarray(self._memory.to_table(ranges), dtype="<u8")
+            counts = (len(runs), size, len(table) // 32, len(data), len(state))
+            nonlocal parts, count
+            parts = [
+                encode_header(FrameType.CHECKPOINT, epoch, checkpoint_length(*counts)),
+                checkpoint_head(*counts),
+                memoryview(runs).cast("B") if len(runs) else b"",
+                pages,
+                table,
+                data,
+                state,
+            ]
+            count = size // PAGE
+
+        parts: list[bytes | bytearray | memoryview] = []
+        count = 0
+
+        def running(replies: list[Reply], digests: bytes | None) -> None:
+            if not self._refused(replies):
+                pause = self._reactor.now() - begun
+                done(Checkpoint(epoch, parts, count, pause, digests))
+
+        save = command("xen-save-devices-state", filename=self._state_path, live=True)
+        self._batch([command("stop"), save], saved)
+
+    def round(self, done: Callable[[np.ndarray, float], None]) -> None:
+        """Scan dirty memory in a short stop; `done` gets the ranges (n, 2) and the pause.
+
+        The caller copies while the VM runs: a page that changes meanwhile is dirty again and is
+        part of a later round or of the first checkpoint, which alone must be consistent.
+        """
+        begun = self._reactor.now()
+
+        def stopped(replies: list[Reply]) -> None:
+            if self._refused(replies):
+                return
+            ranges = self._memory.collect()
+            self._batch([command("cont")], lambda replies: running(replies, ranges))
+
+        def running(replies: list[Reply], ranges: np.ndarray) -> None:
+            if not self._refused(replies):
+                done(ranges, self._reactor.now() - begun)
+
+        self._batch([command("stop")], stopped)
+
+    def discard_state_file(self) -> None:
+        """Remove the device state's file."""
+        try:
+            os.unlink(self._state_path)
+        except FileNotFoundError:
+            pass
+
+    def _batch(self, commands: list, done: Callable[[list[Reply]], None]) -> None:  # type: ignore[type-arg]
+        try:
+            self._monitor.batch(commands, done)
+        except MonitorError as error:
+            self._on_failed(str(error))
+
+    def _refused(self, replies: list[Reply]) -> bool:
+        for reply in replies:
+            if "error" in reply:
+                self._on_failed(f"QEMU refused a checkpoint: {reply['error'].get('desc')}")
+                return True
+        return False

@@ -1,0 +1,644 @@
+"""The primary's worker: carries out what `core.primary` decides, and tells it what happened."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kvmft.adapters import ftlog
+from kvmft.adapters.arbiter_client import ArbiterClient
+from kvmft.adapters.memory import GuestMemory, drop_zero_pages
+from kvmft.adapters.nbd import NbdServer
+from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor
+from kvmft.adapters.ramblocks import discover
+from kvmft.adapters.reactor import READ, Reactor, Timer
+from kvmft.adapters.redirector import RedirectorPort, Segment
+from kvmft.core import events as ev
+from kvmft.core.detector import SilenceDetector
+from kvmft.core.primary import Phase, PrimaryMachine, Tuning
+from kvmft.core.wire import Frame, FrameType, Header, WireError, encode, encode_header, encode_json
+from kvmft.errors import KvmftError
+from kvmft.worker import qemu_setup
+from kvmft.worker.config import WorkerConfig
+from kvmft.worker.disklog import DiskLog, DiskSink
+from kvmft.worker.engine import Checkpoint, Engine
+from kvmft.worker.link import AgentLink
+from kvmft.worker.stats import EpochStats, quantiles
+
+BULK_CHUNK = 1 << 20
+QUEUE_HIGH = 16 << 20
+"""Bytes waiting for the FT log above which the disk capture stops answering."""
+DISK_LOG_URGENT = 32 << 20
+STATUS_EVERY = 0.5
+RELEASE_BOUND = 2.0
+
+
+class PrimaryWorker:
+    """One protected VM, on the side where it runs."""
+
+    def __init__(self, reactor: Reactor, config: WorkerConfig, link: AgentLink) -> None:
+        self.reactor = reactor
+        self.config = config
+        self.link = link
+        self.machine = PrimaryMachine(
+            Tuning(config.interval, config.min_interval, config.hold_bound)
+        )
+        self.stats = EpochStats(reactor.now())
+        self.arbiter = ArbiterClient(
+            reactor,
+            config,
+            on_decided=self._decided,
+            on_note=lambda reason: link.event("arbiter", reason),
+        )
+        self.disk_log = DiskLog()
+        self.monitor: Monitor | None = None
+        self.memory: GuestMemory | None = None
+        self.engine: Engine | None = None
+        self.stream: ftlog.LogStream | None = None
+        self.detector: SilenceDetector | None = None
+        self.ports: list[RedirectorPort] = []
+        self.servers: list[NbdServer] = []
+        self.held: dict[int, list[tuple[RedirectorPort, Segment]]] = {}
+        self.state = ("starting", "attaching")
+        self.sync_percent: float | None = 0.0
+        self.audits: deque[int] = deque()
+        self._running_audits: deque[int] = deque()
+        self._queue: deque[ev.Event] = deque()
+        self._busy = False
+        self._wake: Timer | None = None
+        self._finished = False
+        self._bulk: _Bulk | None = None
+        self._guest_stopped_itself = False
+        self._commands: dict[type, Callable[[Any], None]] = {
+            ev.StartClaim: self._start_claim,
+            ev.Connect: self._connect,
+            ev.StartBulk: self._start_bulk,
+            ev.TakeRound: self._take_round,
+            ev.InstallHold: self._install_hold,
+            ev.TakeCheckpoint: self._take_checkpoint,
+            ev.ReleaseOutput: self._release_output,
+            ev.NameOffer: self._name_offer,
+            ev.ReleaseAll: self._release_all,
+            ev.PauseVm: lambda effect: self._execute("stop"),
+            ev.ResumeVm: lambda effect: self._execute("cont"),
+            ev.KillVm: self._kill_vm,
+            ev.Farewell: self._farewell,
+            ev.DropPeer: self._drop_peer,
+            ev.WakeAt: self._wake_at,
+            ev.Report: self._report,
+            ev.Finish: self._finish,
+        }
+
+    # -- the main path ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Attach to QEMU and hand the first event to the machine."""
+        config = self.config
+        self.directory = qemu_directory(config.run_dir, config.qemu_pid)
+        self._watch_qemu()
+        if config.own_monitor:
+            self.monitor = SocketMonitor(self.reactor, config.own_monitor, self._qemu_event)
+        else:
+            self.monitor = LibvirtMonitor(self.reactor, self._domain())
+        self.reactor.call_later(STATUS_EVERY, self._status_timer)
+        self.post(ev.Started(config.create, config.peer_port is not None))
+
+    def post(self, event: ev.Event) -> None:
+        """Give the machine an event and carry out its effects, one event at a time, in order."""
+        self._queue.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._queue and not self._finished:
+                current = self._queue.popleft()
+                try:
+                    effects = self.machine.handle(current, self.reactor.now())
+                except ev.IllegalEvent as error:
+                    self.link.event("ignored", str(error))
+                    continue
+                for effect in effects:
+                    self._carry_out(effect)
+        finally:
+            self._busy = False
+
+    def _carry_out(self, effect: ev.Effect) -> None:
+        try:
+            self._commands[type(effect)](effect)
+        except (KvmftError, OSError) as error:
+            self.link.event("failed", f"{type(effect).__name__}: {error}")
+            self._queue.append(ev.Failed(str(error)))
+
+    def command(self, line: dict[str, Any]) -> None:
+        """A line from the agent."""
+        match line.get("cmd"):
+            case "stop":
+                self.post(ev.StopAsked())
+            case "suspend":
+                self.post(ev.StopAsked(suspend=True))
+            case "audit":
+                if self.machine.protected:
+                    self.audits.append(int(line["id"]))
+                else:
+                    self.link.send(msg="audit", id=line["id"], error="the VM is not protected")
+
+    # -- arbitration --------------------------------------------------------------------------------
+
+    def _start_claim(self, effect: ev.StartClaim) -> None:
+        self.link.event("claim", f"asks the arbiter: {effect.purpose.value}")
+        match effect.purpose:
+            case ev.Purpose.CREATE:
+                self.arbiter.create()
+            case ev.Purpose.PAIR:
+                self.arbiter.pair()
+            case _:
+                self.arbiter.solo()
+
+    def _decided(self, won: bool, halted: bool, reason: str) -> None:
+        self.link.event("verdict", reason, won=won, generation=self.arbiter.generation)
+        self.post(ev.Claimed(won, halted, reason))
+
+    def _name_offer(self, effect: ev.NameOffer) -> None:
+        record = self.arbiter.name_pair(effect.epoch)
+        self._send(encode(FrameType.OFFER, effect.epoch, record))
+
+    # -- the secondary ------------------------------------------------------------------------------
+
+    def _connect(self, _effect: ev.Connect) -> None:
+        config = self.config
+        assert config.peer_port is not None and self.monitor is not None
+        qemu_setup.remove_redirectors(self.monitor, config.nics, self.directory)
+        self._remove_mirrors()
+        self._attach_memory()
+        assert self.memory is not None
+        address = (config.peer_address, config.peer_port)
+        sock = ftlog.connect(config.peer, address, config.tls)
+        self.stream = ftlog.LogStream(
+            self.reactor, sock, self._allocate, self._frame, self._stream_lost
+        )
+        self.detector = SilenceDetector(config.detection, self.reactor.now())
+        self.reactor.call_later(config.detection / 4, self._heartbeat)
+        self._send(
+            encode_json(
+                FrameType.HELLO,
+                {
+                    "session": config.session,
+                    "cluster": config.cluster_id,
+                    "vm": config.vm,
+                    "host": config.host,
+                    "blocks": [
+                        {"name": block.name, "size": block.size} for block in self.memory.blocks
+                    ],
+                },
+            )
+        )
+
+    def _allocate(self, header: Header) -> memoryview:
+        if header.length > (1 << 20):
+            raise WireError(f"The secondary sent a {header.type.name} of {header.length} bytes.")
+        return memoryview(bytearray(header.length))
+
+    def _frame(self, frame: Frame) -> None:
+        if self.detector is not None:
+            self.detector.heard(self.reactor.now())
+        match frame.type:
+            case FrameType.HEARTBEAT:
+                pass
+            case FrameType.WELCOME:
+                self.post(ev.Welcomed())
+            case FrameType.ACK:
+                self.stats.committed(self.reactor.now())
+                self.post(ev.Acked(frame.epoch))
+            case FrameType.OFFER_ACK:
+                self.post(ev.OfferStored())
+            case FrameType.AUDIT_RESULT:
+                if self._running_audits:
+                    identity = self._running_audits.popleft()
+                    self.link.send(**{"msg": "audit", "id": identity, **frame.json()})
+            case FrameType.REFUSAL:
+                self.post(ev.PeerLost(ev.Loss.REFUSED, str(frame.json().get("reason"))))
+            case _:
+                raise WireError(f"The secondary sent a {frame.type.name} frame.")
+
+    def _stream_lost(self, closed: bool, reason: str) -> None:
+        how = ev.Loss.CLOSED if closed else ev.Loss.SILENCE
+        self.post(ev.PeerLost(how, reason))
+
+    def _heartbeat(self) -> None:
+        if self.stream is None or self.detector is None or self._finished:
+            return
+        now = self.reactor.now()
+        self.detector.heard(self.stream.last_heard)
+        if self.detector.suspects(now):
+            silence = self.detector.silent_for(now)
+            self.post(ev.PeerLost(ev.Loss.SILENCE, f"no sign of life for {silence * 1000:.0f} ms"))
+            return
+        if self.stream.queued == 0:
+            self._send(encode(FrameType.HEARTBEAT, self.machine.taken))
+        self.reactor.call_later(self.config.detection / 4, self._heartbeat)
+
+    def _send(self, *parts: bytes | bytearray | memoryview) -> None:
+        if self.stream is not None:
+            self.stream.send(*parts)
+
+    def _farewell(self, effect: ev.Farewell) -> None:
+        if self.stream is not None:
+            body = {"reason": effect.reason, "claim": effect.claim}
+            self._send(encode_json(FrameType.BYE, body))
+            self.stream.flush_and_close(0.5)
+
+    def _drop_peer(self, _effect: ev.DropPeer) -> None:
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+        for server in self.servers:
+            server.release()
+
+    # -- first sync ---------------------------------------------------------------------------------
+
+    def _attach_memory(self) -> None:
+        assert self.monitor is not None
+        monitor = self.monitor
+
+        def hmp(line: str) -> str:
+            return str(monitor.execute("human-monitor-command", command_line=line))
+
+        blocks = discover(hmp, self.config.qemu_pid)
+        self.memory = GuestMemory()
+        self.memory.attach(self.config.qemu_pid, blocks)
+        self.engine = Engine(
+            self.reactor,
+            monitor,
+            self.memory,
+            self.disk_log,
+            os.path.join(self.directory, "device-state"),
+            lambda reason: self.post(ev.Failed(reason)),
+        )
+
+    def _start_bulk(self, _effect: ev.StartBulk) -> None:
+        assert self.monitor is not None and self.memory is not None
+        blocks = self.monitor.execute("query-block")
+        owner = qemu_owner(self.config.qemu_pid)
+        for index, disk in enumerate(self.config.disks):
+            node = qemu_setup.node_of(blocks, disk.path)
+            path = os.path.join(self.directory, f"nbd-{disk.target}.sock")
+            sink = DiskSink(self.disk_log, index, self._disk_grew)
+            self.servers.append(NbdServer(self.reactor, path, disk.size, sink, owner))
+            qemu_setup.start_mirror(self.monitor, disk.target, node, path)
+        self._bulk = _Bulk(self)
+        self._bulk.pump()
+        self._poll_mirrors()
+
+    def _disk_grew(self) -> None:
+        if self.machine.taken == 0:
+            if self.disk_log.size >= BULK_CHUNK:
+                self._flush_disk_log()
+        elif self.disk_log.size > DISK_LOG_URGENT:
+            self.post(ev.OutputPending())
+        if self.stream is not None and self.stream.queued > QUEUE_HIGH:
+            for server in self.servers:
+                server.hold()
+            self.reactor.call_later(0.002, self._maybe_release_disks)
+
+    def _maybe_release_disks(self) -> None:
+        if self.stream is not None and self.stream.queued > QUEUE_HIGH // 2:
+            self.reactor.call_later(0.002, self._maybe_release_disks)
+            return
+        for server in self.servers:
+            server.release()
+
+    def _flush_disk_log(self) -> None:
+        """Before the first checkpoint, writes go to the replica as they come; it is not startable
+        then, so nothing can be mixed."""
+        if not self.disk_log:
+            return
+        table, data = self.disk_log.cut()
+        rows = len(table) // 32
+        head = encode_header(FrameType.DISK, 0, 8 + len(table) + len(data))
+        self._send(head, rows.to_bytes(8, "little"), table, data)
+
+    def _poll_mirrors(self) -> None:
+        if self.machine.phase is not Phase.BULK or self.monitor is None or self._finished:
+            return
+        assert self._bulk is not None
+        self._flush_disk_log()
+        found = qemu_setup.jobs(self.monitor)
+        names = [qemu_setup.job_of(disk.target) for disk in self.config.disks]
+        missing = [name for name in names if name not in found]
+        if missing:
+            self.post(ev.Failed(f"QEMU ended the disk mirror {missing[0]}"))
+            return
+        length = sum(int(found[name]["len"]) for name in names) + self._bulk.total
+        done = sum(int(found[name]["offset"]) for name in names) + self._bulk.sent
+        self.sync_percent = round(min(99.0, 100.0 * done / max(1, length)), 1)
+        if self._bulk.done and all(found[name]["ready"] for name in names):
+            self.post(ev.BulkDone())
+            return
+        self.reactor.call_later(0.05, self._poll_mirrors)
+
+    def send_memory(
+        self, ranges: np.ndarray, fresh: bool, then: Callable[[], None]
+    ) -> None:
+        """Send `ranges` (n, 2) as MEMORY frames, BULK_CHUNK at a time, while the VM runs.
+
+        `fresh`: the standby's memory is still all zero there, so zero pages need not be sent.
+        """
+        assert self.memory is not None
+        memory = self.memory
+        pieces = iter(_chunks(ranges, BULK_CHUNK))
+
+        def pump() -> None:
+            if self.stream is None:
+                return
+            for piece in pieces:
+                size = int((piece[:, 1] - piece[:, 0]).sum())
+                buffer = bytearray(size)
+                memory.read(piece, memoryview(buffer))
+                table, data = memory.to_table(piece), memoryview(buffer)
+                if fresh:
+                    table, data = drop_zero_pages(table, data)
+                    if self._bulk is not None:
+                        self._bulk.sent += size
+                if len(table):
+                    rows = np.ascontiguousarray(table, dtype="<u8").tobytes()
+                    head = encode_header(FrameType.MEMORY, 0, 8 + len(rows) + len(data))
+                    self._send(head, len(table).to_bytes(8, "little"), rows, data)
+                if self.stream is None:
+                    return
+                if self.stream.queued:
+                    self.stream.on_drained = pump
+                else:
+                    self.reactor.call_later(0, pump)
+                return
+            then()
+
+        pump()
+
+    def _take_round(self, _effect: ev.TakeRound) -> None:
+        assert self.engine is not None
+
+        def scanned(ranges: np.ndarray, pause: float) -> None:
+            size = int((ranges[:, 1] - ranges[:, 0]).sum()) if len(ranges) else 0
+            self.stats.paused_total += pause
+            self._flush_disk_log()
+            self.send_memory(ranges, False, lambda: self.post(ev.RoundDone(size)))
+
+        self.engine.round(scanned)
+
+    # -- epochs -------------------------------------------------------------------------------------
+
+    def _install_hold(self, _effect: ev.InstallHold) -> None:
+        assert self.monitor is not None
+        for nic in self.config.nics:
+            out, back = (os.path.join(self.directory, f"kvmft-{nic}-{way}.sock") for way in ("out", "in"))
+            port = RedirectorPort(self.reactor, out, back, self._output)
+            self.ports.append(port)
+            qemu_setup.install_redirector(self.monitor, nic, self.directory)
+        if not self.reactor.run_until(lambda: all(port.connected for port in self.ports), 5):
+            raise KvmftError(
+                "redirector_not_connected",
+                "QEMU did not connect to the sockets that capture its network output.",
+                f"Check that QEMU's user may enter {self.directory}.",
+            )
+        self.stats = EpochStats(self.reactor.now())
+        self.post(ev.HoldInstalled())
+
+    def _output(self) -> None:
+        self.post(ev.OutputPending())
+
+    def _take_checkpoint(self, effect: ev.TakeCheckpoint) -> None:
+        assert self.engine is not None
+        audit = bool(self.audits)
+        if audit:
+            self._running_audits.append(self.audits.popleft())
+        self.engine.take(effect.epoch, audit, lambda: self._cut(effect.epoch), self._captured)
+
+    def _cut(self, epoch: int) -> None:
+        segments = []
+        for port in self.ports:
+            port.drain()
+            segments.append((port, port.cut()))
+        self.held[epoch] = segments
+
+    def _captured(self, checkpoint: Checkpoint) -> None:
+        now = self.reactor.now()
+        self.stats.captured(now, checkpoint.pause, checkpoint.pages)
+        self._send(*checkpoint.parts)
+        if checkpoint.audit is not None:
+            head = encode_header(FrameType.AUDIT, checkpoint.epoch, len(checkpoint.audit))
+            self._send(head, checkpoint.audit)
+        self.post(ev.Captured(checkpoint.epoch, checkpoint.pause))
+
+    def _release_output(self, effect: ev.ReleaseOutput) -> None:
+        for epoch in sorted(epoch for epoch in self.held if epoch <= effect.epoch):
+            for port, segment in self.held.pop(epoch):
+                port.release(segment)
+
+    # -- leaving ------------------------------------------------------------------------------------
+
+    def _execute(self, name: str) -> None:
+        assert self.monitor is not None
+        self.monitor.execute(name)
+
+    def _release_all(self, _effect: ev.ReleaseAll) -> None:
+        """In a short stop, so that no packet is between two hands: everything held goes out, QEMU
+        reads it all, then the redirector is removed."""
+        assert self.monitor is not None
+        running = bool(self.monitor.execute("query-status")["running"])
+        if running:
+            self.monitor.execute("stop")
+        for epoch in sorted(self.held):
+            for port, segment in self.held[epoch]:
+                port.release(segment)
+        self.held.clear()
+        for port in self.ports:
+            port.drain()
+            port.release(port.cut())
+        self.reactor.run_until(lambda: all(port.idle for port in self.ports), RELEASE_BOUND)
+        qemu_setup.remove_redirectors(self.monitor, self.config.nics, self.directory)
+        if running:
+            self.monitor.execute("cont")
+        for port in self.ports:
+            port.close()
+        self.ports.clear()
+        self._remove_mirrors()
+        if self.memory is not None:
+            self.memory.detach()
+            self.memory = None
+        if self.engine is not None:
+            self.engine.discard_state_file()
+        self.post(ev.Released())
+
+    def _remove_mirrors(self) -> None:
+        assert self.monitor is not None
+        monitor = self.monitor
+        names = [qemu_setup.job_of(disk.target) for disk in self.config.disks]
+        for name in names:
+            qemu_setup.quietly(monitor, "block-job-cancel", device=name, force=True)
+        until = self.reactor.now() + 10
+        while set(names) & set(qemu_setup.jobs(monitor)) and self.reactor.now() < until:
+            self.reactor.step(0.01)
+        for name in names:
+            qemu_setup.quietly(monitor, "blockdev-del", node_name=name)
+        for server in self.servers:
+            server.close()
+        self.servers.clear()
+
+    def _kill_vm(self, _effect: ev.KillVm) -> None:
+        """Fence through a descriptor of the very process, so that no recycled pid is hit."""
+        self.held.clear()
+        self._unwatch_qemu()
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    # -- watching QEMU ------------------------------------------------------------------------------
+
+    def _watch_qemu(self) -> None:
+        self._pidfd = os.pidfd_open(self.config.qemu_pid)
+        self.reactor.add(self._pidfd, READ, self._qemu_died)
+
+    def _unwatch_qemu(self) -> None:
+        self.reactor.remove(self._pidfd)
+
+    def _qemu_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "SHUTDOWN" and data.get("guest"):
+            self._guest_stopped_itself = True
+
+    def _qemu_died(self, _mask: int) -> None:
+        self._unwatch_qemu()
+        powered_off = self._guest_stopped_itself or self._libvirt_says_shutdown()
+        reason = "the guest powered off" if powered_off else "QEMU died on the primary"
+        self.link.event("vm_died", reason)
+        self.post(ev.VmDied(reason, powered_off))
+
+    def _libvirt_says_shutdown(self) -> bool:
+        """Ask libvirt why the domain stopped; needed where QEMU's events do not reach us."""
+        if self.config.own_monitor:
+            return False
+        import libvirt
+
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            try:
+                state, reason = self._domain().state()
+            except libvirt.libvirtError:
+                return False
+            if state == libvirt.VIR_DOMAIN_SHUTOFF:
+                return bool(reason in (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN,
+                                       libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED))  # fmt: skip
+            time.sleep(0.01)
+        return False
+
+    def _domain(self) -> Any:
+        import libvirt
+
+        return libvirt.open("qemu:///system").lookupByUUIDString(self.config.uuid)
+
+    # -- telling ------------------------------------------------------------------------------------
+
+    def _wake_at(self, effect: ev.WakeAt) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = self.reactor.call_at(effect.due, lambda: self.post(ev.Tick()))
+
+    def _report(self, effect: ev.Report) -> None:
+        self.state = (effect.state, effect.reason)
+        if effect.state == "protected":
+            self.sync_percent = 100.0
+        self.link.send(msg="state", state=effect.state, reason=effect.reason)
+        self.link.event("state", effect.reason, state=effect.state)
+        self._status()
+
+    def _finish(self, effect: ev.Finish) -> None:
+        self._finished = True
+        if self.memory is not None and effect.outcome is not ev.Outcome.FENCED:
+            self.memory.detach()
+        self._status()
+        self.link.send(msg="done", outcome=effect.outcome.value, reason=effect.reason)
+        self.reactor.stop()
+
+    def _status_timer(self) -> None:
+        self._status()
+        if not self._finished:
+            self.reactor.call_later(STATUS_EVERY, self._status_timer)
+
+    def _status(self) -> None:
+        now = self.reactor.now()
+        stats = self.stats
+        stats.sample(now, self.stream.sent_bytes if self.stream else 0)
+        since = round((now - stats.last_commit) * 1000, 1) if stats.last_commit else None
+        self.link.send(
+            msg="status",
+            state=self.state[0],
+            reason=self.state[1],
+            generation=self.arbiter.generation,
+            epoch=self.machine.acked,
+            epochs=stats.epochs,
+            interval_ms=quantiles(stats.gaps)["p50"],
+            last_commit_age_ms=since,
+            sync_percent=self.sync_percent,
+            pause_ms=quantiles(stats.pauses),
+            pages_per_epoch=quantiles(stats.pages),
+            log_bandwidth_bytes_s=round(max(0.0, stats.bandwidth)),
+            held_bytes=sum(port.held_bytes for port in self.ports),
+            guest_clock_loss_ppm=round(stats.clock_loss_ppm(now)),
+        )
+
+
+class _Bulk:
+    """Progress of the first copy of all populated memory."""
+
+    def __init__(self, worker: PrimaryWorker) -> None:
+        assert worker.memory is not None
+        self._worker = worker
+        self._ranges = worker.memory.populated()
+        self.total = int((self._ranges[:, 1] - self._ranges[:, 0]).sum())
+        self.sent = 0
+        self.done = False
+
+    def pump(self) -> None:
+        """Begin sending."""
+        self._worker.send_memory(self._ranges, True, self._finished)
+
+    def _finished(self) -> None:
+        self.done = True
+
+
+def _chunks(ranges: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut `ranges` (n, 2) into groups of at most `size` bytes each, splitting long ranges."""
+    groups: list[list[tuple[int, int]]] = [[]]
+    room = size
+    for start, end in ranges.tolist():
+        while start < end:
+            take = min(room, end - start)
+            groups[-1].append((start, start + take))
+            start += take
+            room -= take
+            if room == 0:
+                groups.append([])
+                room = size
+    return [np.array(group, dtype=np.uint64) for group in groups if group]
+
+
+def qemu_directory(run_dir: str, pid: int) -> str:
+    """A directory in `run_dir` where QEMU process `pid` may make and open files; its path."""
+    path = os.path.join(run_dir, "qemu")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    os.chmod(run_dir, 0o711)
+    os.chown(path, *qemu_owner(pid))
+    return path
+
+
+def qemu_owner(pid: int) -> tuple[int, int]:
+    """The user and group (ids) that QEMU process `pid` runs as."""
+    status = os.stat(f"/proc/{pid}")
+    try:
+        return status.st_uid, pwd.getpwuid(status.st_uid).pw_gid
+    except KeyError:
+        return status.st_uid, status.st_gid

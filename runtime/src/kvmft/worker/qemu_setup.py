@@ -1,0 +1,79 @@
+"""Putting capture into a running QEMU and taking it out again: disk mirrors and redirectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvmft.adapters.qmp import Monitor, MonitorError
+from kvmft.adapters.redirector import attach_commands, detach_commands
+from kvmft.errors import KvmftError
+
+PREFIX = "kvmft"
+
+
+def node_of(blocks: list[dict[str, Any]], path: str) -> str:
+    """The block node of the device whose image is `path`, from `query-block`'s answer."""
+    for block in blocks:
+        inserted = block.get("inserted")
+        if inserted and path in (inserted.get("file"), inserted.get("image", {}).get("filename")):
+            node = inserted.get("node-name")
+            if node:
+                return str(node)
+    raise KvmftError(
+        "disk_not_found",
+        f"QEMU has no disk whose image is {path}.",
+        "Run the operation again; if it stays, compare `virsh domblklist` with this path.",
+    )
+
+
+def job_of(target: str) -> str:
+    """The block job's and the target node's name for disk `target`."""
+    return f"{PREFIX}-{target}"
+
+
+def start_mirror(monitor: Monitor, target: str, node: str, socket_path: str) -> None:
+    """Mirror `node` to the NBD server on `socket_path`, each guest write passing us first."""
+    monitor.execute(
+        "blockdev-add",
+        driver="nbd",
+        node_name=job_of(target),
+        server={"type": "unix", "path": socket_path},
+        export=target,
+    )
+    monitor.execute(
+        "blockdev-mirror",
+        job_id=job_of(target),
+        device=node,
+        target=job_of(target),
+        sync="full",
+        copy_mode="write-blocking",
+        on_target_error="report",
+    )
+
+
+def jobs(monitor: Monitor) -> dict[str, dict[str, Any]]:
+    """Our block jobs by id, as `query-block-jobs` shows them (len and offset in bytes)."""
+    found = monitor.execute("query-block-jobs")
+    return {job["device"]: job for job in found if job["device"].startswith(PREFIX + "-")}
+
+
+def quietly(monitor: Monitor, name: str, **arguments: Any) -> bool:
+    """Run a command whose object may be gone already; false when QEMU refused it."""
+    try:
+        monitor.execute(name, **arguments)
+    except MonitorError:
+        return False
+    return True
+
+
+def remove_redirectors(monitor: Monitor, nics: tuple[str, ...], run_dir: str) -> None:
+    """Open the VM's output: after this, packets flow as if we had never been there."""
+    for nic in nics:
+        for item in detach_commands(f"host{nic}", f"{PREFIX}-{nic}", run_dir):
+            quietly(monitor, item.name, **item.arguments)
+
+
+def install_redirector(monitor: Monitor, nic: str, run_dir: str) -> None:
+    """Put the redirector of interface `nic` (libvirt alias, `net0`) into the VM's output."""
+    for item in attach_commands(f"host{nic}", f"{PREFIX}-{nic}", run_dir):
+        monitor.execute(item.name, **item.arguments)

@@ -1,0 +1,120 @@
+"""The replica's disks: captured writes applied in order; a durable mark says whether it may start."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import threading
+from collections.abc import Iterator
+
+from kvmft.core.wire import OP_FLUSH, OP_WRITE, OP_ZERO, WRITE_WORDS, WireError
+from kvmft.errors import KvmftError
+
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+"""linux/falloc.h"""
+
+
+class ReplicaDisks:
+    """Image files of the replica, opened for writing. Sizes and offsets in bytes."""
+
+    def __init__(self, disks: list[tuple[str, int]]) -> None:
+        self._files: list[tuple[int, int]] = []
+        self._fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        self._fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        for path, size in disks:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if os.fstat(descriptor).st_size != size:
+                os.ftruncate(descriptor, size)
+            self._files.append((descriptor, size))
+
+    def apply(self, table: memoryview, data: memoryview) -> None:
+        """Carry out the operations of one commit (or of the first sync), in order.
+
+        Applying the same commit twice gives the same disks. Raises KvmftError `replica_disk` on a
+        full disk or an I/O error, WireError when a row is outside its disk.
+        """
+        position = 0
+        for disk, op, offset, length in _rows(table):
+            if disk >= len(self._files):
+                raise WireError(f"A disk write names disk {disk}, which does not exist.")
+            descriptor, size = self._files[disk]
+            if offset + length > size:
+                raise WireError(f"A disk write ends at {offset + length}, beyond {size}.")
+            try:
+                if op == OP_WRITE:
+                    if position + length > len(data):
+                        raise WireError("The disk writes announce more data than was sent.")
+                    _write_all(descriptor, data[position : position + length], offset)
+                    position += length
+                elif op == OP_ZERO:
+                    self._zero(descriptor, offset, length)
+                elif op != OP_FLUSH:
+                    raise WireError(f"Disk operation {op} is unknown.")
+            except OSError as error:
+                raise KvmftError(
+                    "replica_disk",
+                    f"The replica's disk {disk} cannot be written on this host: {error}.",
+                    "Free space in the storage pool or replace the device; protection then "
+                    "comes back by itself.",
+                ) from error
+
+    def _zero(self, descriptor: int, offset: int, length: int) -> None:
+        flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        if length and self._fallocate(descriptor, flags, offset, length) != 0:
+            step = 1 << 20
+            for start in range(offset, offset + length, step):
+                _write_all(descriptor, memoryview(bytes(min(step, offset + length - start))), start)
+
+    def sync_later(self) -> None:
+        """Have what was applied so far written to the medium, without waiting for it.
+
+        The guest believes in writes it flushed before the failover; QEMU's next flush of the same
+        file covers them too, and this shortens the time until then.
+        """
+        for descriptor, _size in self._files:
+            threading.Thread(target=os.fdatasync, args=(descriptor,), daemon=False).start()
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor, _size in self._files:
+            os.close(descriptor)
+        self._files.clear()
+
+
+def _rows(table: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    numbers = table.cast("Q") if table.c_contiguous else memoryview(bytes(table)).cast("Q")
+    for index in range(0, len(numbers), WRITE_WORDS):
+        yield tuple(numbers[index : index + WRITE_WORDS].tolist())  # type: ignore[misc]
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while len(data):
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def write_mark(state_dir: str, in_sync: bool, session: str) -> None:
+    """Durably say whether the replica in `state_dir` may be activated, by session."""
+    path = os.path.join(state_dir, "replica.json")
+    temporary = path + ".new"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({"in_sync": in_sync, "session": session}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_mark(state_dir: str, session: str) -> bool:
+    """True when the replica of `session` was marked as in sync."""
+    try:
+        with open(os.path.join(state_dir, "replica.json"), encoding="utf-8") as file:
+            mark = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return bool(mark.get("in_sync")) and mark.get("session") == session

@@ -1,0 +1,63 @@
+"""Figures of the last epochs, for status and the demo's report."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+WINDOW = 2000
+
+
+def quantiles(values: deque[float]) -> dict[str, float | None]:
+    """p50, p99 and max of `values`, or nulls when there are none."""
+    if not values:
+        return {"p50": None, "p99": None, "max": None}
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {
+        "p50": round(ordered[last // 2], 4),
+        "p99": round(ordered[min(last, int(len(ordered) * 0.99))], 4),
+        "max": round(ordered[-1], 4),
+    }
+
+
+@dataclass
+class EpochStats:
+    """Pauses (seconds), pages per epoch, and the time that the guest's clock lost."""
+
+    started: float
+    pauses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    pages: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    paused_total: float = 0.0
+    epochs: int = 0
+    last_commit: float = 0.0
+    _previous: float = 0.0
+    _sample: tuple[float, int] = (0.0, 0)
+    bandwidth: float = 0.0
+
+    def captured(self, now: float, pause: float, pages: int) -> None:
+        """One checkpoint was taken: `pause` seconds, `pages` 4-KiB pages."""
+        self.pauses.append(pause * 1000)
+        self.pages.append(float(pages))
+        self.paused_total += pause
+        if self._previous:
+            self.gaps.append((now - self._previous) * 1000)
+        self._previous = now
+
+    def committed(self, now: float) -> None:
+        """The secondary acknowledged."""
+        self.epochs += 1
+        self.last_commit = now
+
+    def clock_loss_ppm(self, now: float) -> float:
+        """Share of the time that the VM stood still, in parts per million."""
+        elapsed = now - self.started
+        return self.paused_total / elapsed * 1e6 if elapsed > 0 else 0.0
+
+    def sample(self, now: float, sent_bytes: int) -> None:
+        """Update `bandwidth` (bytes per second) from the count of all bytes sent so far."""
+        before, count = self._sample
+        if before and now > before:
+            self.bandwidth = (sent_bytes - count) / (now - before)
+        self._sample = (now, sent_bytes)
