@@ -164,7 +164,7 @@ class SecondaryWorker:
 
         self._aux: list[tuple[str, str]] = []
         result = []
-        for block in discover(hmp, self.config.qemu_pid):
+        for block in discover(hmp, self.config.qemu_pid, standby=True):
             if block.kind == "memfd":
                 result.append(block)
                 continue

@@ -1,0 +1,171 @@
+"""The one privileged trick: have a process make a single system call by itself.
+
+A userfaultfd belongs to the process that creates it, so QEMU must create the one that tracks its
+memory. The main thread is seized, its registers are set for one `syscall` instruction that exists
+already in its text, it is stepped once, and its registers are put back: nothing is written to its
+memory. A system call that the seizure interrupted is restarted by the kernel, because the restored
+registers still say so (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import signal
+
+from kvmft.adapters import linux
+from kvmft.errors import KvmftError
+
+_SYSCALL = b"\x0f\x05"
+_EVENT_STOP = 128
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.ptrace.restype = ctypes.c_long
+_Registers = ctypes.c_uint64 * len(linux.REGISTERS)
+_INDEX = {name: index for index, name in enumerate(linux.REGISTERS)}
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+
+
+def _ptrace(request: int, pid: int, address: int = 0, data: object = None) -> None:
+    if _libc.ptrace(request, pid, address, data) < 0:
+        code = ctypes.get_errno()
+        raise KvmftError(
+            "ptrace_refused",
+            f"ptrace of process {pid} is refused: {os.strerror(code)}.",
+            "kvmft-agent needs CAP_SYS_PTRACE, kernel.yama.ptrace_scope below 3, and no debugger "
+            "may be attached to QEMU.",
+        )
+
+
+def _wait(pid: int) -> int:
+    """The stop's status word; KvmftError when the process ended instead."""
+    while True:
+        try:
+            _, status = os.waitpid(pid, linux.WALL)
+        except InterruptedError:
+            continue
+        if os.WIFSTOPPED(status):
+            return status
+        raise KvmftError("vm_gone", f"Process {pid} ended.", "Start the VM again.")
+
+
+def _find_syscall(pid: int, rip: int) -> int:
+    """Address of a `syscall` instruction in the process's text."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        memory.seek(rip - 2)
+        if memory.read(2) == _SYSCALL:
+            return rip - 2
+        with open(f"/proc/{pid}/maps", encoding="ascii") as maps:
+            for line in maps:
+                match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r-xp .*/libc[.-]", line)
+                if match is None:
+                    continue
+                start, end = int(match[1], 16), int(match[2], 16)
+                memory.seek(start)
+                position = memory.read(end - start).find(_SYSCALL)
+                if position >= 0:
+                    return start + position
+    raise KvmftError(
+        "no_syscall_instruction",
+        f"Process {pid} has no libc with a system call instruction.",
+        "kvmft works with distribution QEMU on x86-64 only.",
+    )
+
+
+def inject_syscall(pid: int, number: int, *arguments: int) -> int:
+    """Have the main thread of `pid` make one system call; its result (negative: -errno).
+
+    Takes about 0.3 ms, during which only that thread stands still. Whatever fails, the thread is
+    let go with the registers that it had.
+    """
+    _ptrace(linux.PTRACE_SEIZE, pid)
+    deliver: list[int] = []
+    saved = _Registers()
+    have_saved = False
+    try:
+        _ptrace(linux.PTRACE_INTERRUPT, pid)
+        while (status := _wait(pid)) >> 16 != _EVENT_STOP:
+            # A signal came first: hold it back until we are done.
+            deliver.append(os.WSTOPSIG(status))
+            _ptrace(linux.PTRACE_CONT, pid)
+        _ptrace(linux.PTRACE_GETREGS, pid, 0, ctypes.addressof(saved))
+        have_saved = True
+        work = _Registers(*saved)
+        work[_INDEX["rip"]] = _find_syscall(pid, saved[_INDEX["rip"]])
+        work[_INDEX["rax"]] = number
+        work[_INDEX["orig_rax"]] = ctypes.c_uint64(-1).value
+        for name, value in zip(_ARGUMENTS, arguments, strict=False):
+            work[_INDEX[name]] = value
+        _ptrace(linux.PTRACE_SETREGS, pid, 0, ctypes.addressof(work))
+        while True:
+            _ptrace(linux.PTRACE_SINGLESTEP, pid)
+            status = _wait(pid)
+            if os.WSTOPSIG(status) == signal.SIGTRAP:
+                break
+            deliver.append(os.WSTOPSIG(status))
+        _ptrace(linux.PTRACE_GETREGS, pid, 0, ctypes.addressof(work))
+        return ctypes.c_int64(work[_INDEX["rax"]]).value
+    finally:
+        if have_saved:
+            _libc.ptrace(linux.PTRACE_SETREGS, pid, 0, ctypes.addressof(saved))
+        _libc.ptrace(linux.PTRACE_DETACH, pid, 0, None)
+        for number_held in deliver:
+            try:
+                os.kill(pid, number_held)
+            except ProcessLookupError:
+                break
+
+
+def find_userfaultfd(pid: int) -> int | None:
+    """The number of a userfaultfd that `pid` has, made for an agent that died; or None.
+
+    QEMU itself makes one only for postcopy and background snapshots, which a protected VM never
+    has (compliance checks).
+    """
+    directory = f"/proc/{pid}/fd"
+    for name in os.listdir(directory):
+        try:
+            if os.readlink(os.path.join(directory, name)) == "anon_inode:[userfaultfd]":
+                return int(name)
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def make_userfaultfd(pid: int) -> int:
+    """Have `pid` make a userfaultfd; its descriptor number over there."""
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | linux.UFFD_USER_MODE_ONLY
+    result = inject_syscall(pid, linux.SYS_USERFAULTFD, flags)
+    if result < 0:
+        raise KvmftError(
+            "userfaultfd_refused",
+            f"QEMU (process {pid}) may not make a userfaultfd: {os.strerror(-result)}.",
+            "The kernel needs CONFIG_USERFAULTFD; a seccomp filter or container may forbid it.",
+        )
+    return result
+
+
+def close_remote_fd(pid: int, descriptor: int) -> None:
+    """Have `pid` close its `descriptor`."""
+    result = inject_syscall(pid, linux.SYS_CLOSE, descriptor)
+    if result not in (0, -errno.EBADF):
+        raise OSError(-result, os.strerror(-result))
+
+
+def fetch_fd(pid: int, descriptor: int) -> int:
+    """A duplicate, here, of `descriptor` of process `pid` (pidfd_getfd)."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        fetched = _libc.syscall(linux.SYS_PIDFD_GETFD, pidfd, descriptor, 0)
+    finally:
+        os.close(pidfd)
+    if fetched < 0:
+        code = ctypes.get_errno()
+        raise KvmftError(
+            "pidfd_getfd_refused",
+            f"Descriptor {descriptor} of process {pid} cannot be fetched: {os.strerror(code)}.",
+            "kvmft-agent needs CAP_SYS_PTRACE and Linux 5.6 or newer.",
+        )
+    return int(fetched)
