@@ -397,8 +397,12 @@ class PrimaryWorker:
     def _install_hold(self, _effect: ev.InstallHold) -> None:
         assert self.monitor is not None
         for nic in self.config.nics:
-            out, back = (os.path.join(self.directory, f"kvmft-{nic}-{way}.sock") for way in ("out", "in"))
-            port = RedirectorPort(self.reactor, out, back, self._output)
+            out, back = (
+                os.path.join(self.directory, f"kvmft-{nic}-{way}.sock") for way in ("out", "in")
+            )
+            port = RedirectorPort(
+                self.reactor, out, back, self._output, qemu_owner(self.config.qemu_pid)
+            )
             self.ports.append(port)
             qemu_setup.install_redirector(self.monitor, nic, self.directory)
         if not self.reactor.run_until(lambda: all(port.connected for port in self.ports), 5):
