@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvmft.adapters.arbiter_client import ArbiterIdentity, claims_path
 from kvmft.adapters.ftlog import TlsFiles
 from kvmft.errors import KvmftError
 
@@ -50,6 +51,13 @@ class WorkerConfig:
     listen_address: str
     port_range: tuple[int, int]
     resume: bool
+
+    def identity(self) -> ArbiterIdentity:
+        """Who claims for this VM."""
+        path = claims_path(self.state_dir)
+        return ArbiterIdentity(
+            self.cluster_id, self.uuid, self.host, self.peer, path, self.arbiter
+        )
 
 
 def _seconds(options: dict[str, Any], name: str, default_ms: float) -> float:

@@ -53,7 +53,7 @@ class PrimaryWorker:
         self.stats = EpochStats(reactor.now())
         self.arbiter = ArbiterClient(
             reactor,
-            config,
+            config.identity(),
             on_decided=self._decided,
             on_note=lambda reason: link.event("arbiter", reason),
         )
@@ -76,6 +76,7 @@ class PrimaryWorker:
         self._finished = False
         self._bulk: _Bulk | None = None
         self._guest_stopped_itself = False
+        self._suspending = False
         self._commands: dict[type, Callable[[Any], None]] = {
             ev.StartClaim: self._start_claim,
             ev.Connect: self._connect,
@@ -142,6 +143,7 @@ class PrimaryWorker:
             case "stop":
                 self.post(ev.StopAsked())
             case "suspend":
+                self._suspending = True
                 self.post(ev.StopAsked(suspend=True))
             case "audit":
                 if self.machine.protected:
@@ -563,6 +565,8 @@ class PrimaryWorker:
         self._finished = True
         if self.memory is not None and effect.outcome is not ev.Outcome.FENCED:
             self.memory.detach()
+        if effect.outcome is ev.Outcome.DETACHED and not self._suspending:
+            self.arbiter.remove(3.0)
         self._status()
         self.link.send(msg="done", outcome=effect.outcome.value, reason=effect.reason)
         self.reactor.stop()

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 
+from kvmft.adapters.durable import write_durably
 from kvmft.core.wire import OP_FLUSH, OP_WRITE, OP_ZERO, WRITE_WORDS, WireError
 from kvmft.errors import KvmftError
 
@@ -96,18 +97,8 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 def write_mark(state_dir: str, in_sync: bool, session: str) -> None:
     """Durably say whether the replica in `state_dir` may be activated, by session."""
-    path = os.path.join(state_dir, "replica.json")
-    temporary = path + ".new"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"in_sync": in_sync, "session": session}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    mark = {"in_sync": in_sync, "session": session}
+    write_durably(os.path.join(state_dir, "replica.json"), json.dumps(mark).encode())
 
 
 def read_mark(state_dir: str, session: str) -> bool:

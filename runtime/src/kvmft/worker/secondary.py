@@ -55,7 +55,7 @@ class SecondaryWorker:
         self.machine = SecondaryMachine(Patience(config.agent_grace))
         self.arbiter = ArbiterClient(
             reactor,
-            config,
+            config.identity(),
             on_decided=self._decided,
             on_note=lambda reason: link.event("arbiter", reason),
         )
@@ -114,6 +114,7 @@ class SecondaryWorker:
             self._recover()
             return
         write_mark(config.state_dir, False, config.session)
+        self.arbiter.forget()
         self.listener = ftlog.listen(config.listen_address, config.port_range)
         self.reactor.add(self.listener.fileno(), READ, self._accept)
         self.link.send(msg="listening", port=self.listener.getsockname()[1])
@@ -435,6 +436,7 @@ class SecondaryWorker:
 
     def _discard(self, _effect: ev.Discard) -> None:
         self.journal.clear()
+        self.arbiter.forget()
         write_mark(self.config.state_dir, False, self.config.session)
 
     # -- telling ------------------------------------------------------------------------------------

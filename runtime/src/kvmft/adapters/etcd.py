@@ -1,0 +1,177 @@
+"""etcd as the arbiter, through its v3 JSON gateway (etcd documentation, api-grpc-gateway).
+
+One builder makes every transaction, because the gateway ignores misspelt fields: with `compare`
+misspelt, the put would simply happen. `probe` sends a canary that must fail. Nothing here retries:
+the caller decides what a missing answer means.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import ssl
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from kvmft.core.arbitration import Reply
+from kvmft.errors import KvmftError
+
+TIMEOUT = 3.0
+"""Seconds for one request. A request that timed out may still be applied later."""
+
+GOOD_VERSIONS = ((3, 4, 21), (3, 5, 5))
+"""Per minor release, the first version that does not lose acknowledged writes."""
+
+
+class Unclear(Exception):
+    """No answer, or none that says what happened."""
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def build_txn(key: str, base: bytes | None, new: bytes | None) -> dict[str, Any]:
+    """The swap of `base` (None: the key must not exist) by `new` (None: delete the key)."""
+    name = _b64(key.encode())
+    if base is None:
+        compare = {"key": name, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
+    else:
+        compare = {"key": name, "target": "VALUE", "result": "EQUAL", "value": _b64(base)}
+    if new is None:
+        change: dict[str, Any] = {"request_delete_range": {"key": name}}
+    else:
+        change = {"request_put": {"key": name, "value": _b64(new)}}
+    return {
+        "compare": [compare],
+        "success": [change],
+        "failure": [{"request_range": {"key": name}}],
+    }
+
+
+def parse_txn(answer: Any) -> Reply:
+    """The gateway's answer; `succeeded` is absent when false, an empty range has no `kvs`."""
+    if not isinstance(answer, dict) or "header" not in answer:
+        raise Unclear(f"an answer without header: {str(answer)[:200]}")
+    if answer.get("succeeded") is True:
+        return Reply(True, None)
+    try:
+        found = answer["responses"][0]["response_range"].get("kvs", [])
+        return Reply(False, base64.b64decode(found[0]["value"]) if found else None)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise Unclear(f"an answer without range: {str(answer)[:200]}") from error
+
+
+@dataclass(frozen=True)
+class EtcdConfig:
+    """Endpoints (URLs) and, for https, the files of the TLS client."""
+
+    endpoints: tuple[str, ...]
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+def config_of(value: dict[str, Any]) -> EtcdConfig:
+    """From the `arbiter` section of kvmft.yml."""
+    tls = value.get("tls") or {}
+    return EtcdConfig(tuple(value["endpoints"]), tls.get("ca"), tls.get("cert"), tls.get("key"))
+
+
+class Etcd:
+    """Single requests to an etcd member; blocking, so call it from a thread."""
+
+    def __init__(self, config: EtcdConfig) -> None:
+        self._config = config
+
+    def swap(self, key: str, base: bytes | None, new: bytes | None, attempt: int = 0) -> Reply:
+        """One transaction, sent to one endpoint (chosen by `attempt`); Unclear when in doubt."""
+        answer = self._post("/v3/kv/txn", build_txn(key, base, new), attempt)
+        return parse_txn(answer)
+
+    def probe(self, cluster: str) -> str:
+        """Prove that transactions compare; the server's version, or KvmftError."""
+        version = self._version()
+        key = f"/kvmft/{cluster}/canary"
+        try:
+            reply = self.swap(key, b"a value that this key never has", b"canary")
+        except Unclear as error:
+            raise self._unreachable(str(error)) from error
+        if reply.succeeded or reply.current is not None:
+            raise KvmftError(
+                "arbiter_canary",
+                "The arbiter applied a transaction whose condition was false.",
+                "This etcd or a proxy before it cannot arbitrate; use etcd 3.4.21, 3.5.5 or newer.",
+            )
+        return version
+
+    def _version(self) -> str:
+        try:
+            answer = self._request("GET", "/version", None, 0)
+            text = str(answer["etcdserver"])
+        except (Unclear, KeyError, TypeError) as error:
+            raise self._unreachable(str(error)) from error
+        if not acceptable(text):
+            raise KvmftError(
+                "arbiter_version",
+                f"etcd {text} may lose acknowledged writes.",
+                "Upgrade it to 3.4.21, 3.5.5 or newer.",
+            )
+        return text
+
+    def _unreachable(self, why: str) -> KvmftError:
+        return KvmftError(
+            "arbiter_unreachable",
+            f"The arbiter at {', '.join(self._config.endpoints)} does not answer: {why}.",
+            "Check that etcd runs there, the management network, and the certificates.",
+        )
+
+    def _post(self, path: str, body: dict[str, Any], attempt: int) -> Any:
+        return self._request("POST", path, json.dumps(body).encode(), attempt)
+
+    def _request(self, method: str, path: str, body: bytes | None, attempt: int) -> Any:
+        endpoint = self._config.endpoints[attempt % len(self._config.endpoints)]
+        connection = self._connection(endpoint)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            data = response.read(1 << 20)
+            if response.status != 200:
+                raise Unclear(f"HTTP {response.status} from {endpoint}: {data[:200]!r}")
+            return json.loads(data)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unclear(f"{endpoint}: {error!r}") from error
+        finally:
+            connection.close()
+
+    def _connection(self, endpoint: str) -> http.client.HTTPConnection:
+        url = urlsplit(endpoint)
+        host, port = url.hostname or "", url.port or 2379
+        if url.scheme != "https":
+            return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+        try:
+            tls = ssl.create_default_context(cafile=self._config.ca)
+            if self._config.cert:
+                tls.load_cert_chain(self._config.cert, self._config.key)
+        except (OSError, ssl.SSLError) as error:
+            raise Unclear(f"the TLS files for {endpoint} cannot be used: {error}") from error
+        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=tls)
+
+
+def acceptable(version: str) -> bool:
+    """True for versions of etcd that keep acknowledged writes."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if match is None:
+        return False
+    parts = tuple(int(part) for part in match.groups())
+    if parts >= (3, 6, 0):
+        return True
+    return any(parts[:2] == good[:2] and parts >= good for good in GOOD_VERSIONS)
+
+
+def vm_key(cluster: str, uuid: str) -> str:
+    """The key of a VM's record."""
+    return f"/kvmft/{cluster}/vm/{uuid}"
