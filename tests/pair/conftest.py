@@ -1,0 +1,51 @@
+"""A pair per test, under TCG and, where /dev/kvm boots a guest, under KVM."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.pair.bootsector import counts_on_serial, write_disk
+from tests.pair.harness import Pair, wait_for
+
+
+@cache
+def kvm_boots() -> bool:
+    """True when the boot-sector guest counts under KVM: tried, not guessed from the device file."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    with tempfile.TemporaryDirectory() as directory:
+        disk, serial = Path(directory) / "disk", Path(directory) / "serial"
+        write_disk(disk)
+        process = subprocess.Popen(
+            ["qemu-system-x86_64", "-accel", "kvm", "-m", "64", "-nodefaults", "-display", "none",
+             "-serial", f"file:{serial}", "-drive", f"file={disk},format=raw,if=virtio"],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            wait_for("counting", lambda: serial.exists() and counts_on_serial(serial), 15)
+        except AssertionError:
+            return False
+        finally:
+            process.kill()
+            process.wait()
+    return True
+
+
+ACCELERATORS = ["tcg", *(["kvm"] if kvm_boots() else [])]
+
+
+@pytest.fixture(params=ACCELERATORS)
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    made = Pair(tmp_path, request.param)
+    try:
+        wait_for("the guest counting", lambda: made.primary_vm.counts, 30)
+        yield made
+    finally:
+        made.stop()

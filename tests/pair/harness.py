@@ -1,0 +1,256 @@
+"""Two real QEMUs, two real workers, a real etcd: a pair on one machine, without libvirt.
+
+Everything listens on loopback or unix sockets in a temporary directory, and everything started
+here is ended here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.pair import bootsector
+
+RUNTIME = Path(__file__).parents[2] / "runtime" / "src"
+VM_UUID = "6b766d66-7400-4000-8000-000000000001"
+CLUSTER = "0123456789abcdef0123456789abcdef"
+MEMORY_MIB = 64
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_for(what: str, check: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """The first true value of `check`, or AssertionError that says what did not happen."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        value = check()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {seconds} s")
+
+
+def openssl(*arguments: str, cwd: Path) -> None:
+    subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True)
+
+
+def make_pki(directory: Path, names: tuple[str, ...], ca: str = "ca") -> None:
+    """A CA `ca` and a certificate for each name, in `directory`."""
+    directory.mkdir(exist_ok=True)
+    curve = ("-pkeyopt", "ec_paramgen_curve:P-256")
+    openssl("req", "-x509", "-newkey", "ec", *curve, "-nodes", "-keyout", f"{ca}.key", "-out",
+            f"{ca}.pem", "-days", "2", "-subj", f"/CN={ca}", cwd=directory)  # fmt: skip
+    for name in names:
+        openssl("req", "-newkey", "ec", *curve, "-nodes", "-keyout", f"{name}.key", "-out",
+                f"{name}.csr", "-subj", f"/CN={name}", cwd=directory)  # fmt: skip
+        (directory / f"{name}.ext").write_text(f"subjectAltName=DNS:{name}\n")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key",
+                "-CAcreateserial", "-out", f"{name}.pem", "-days", "2", "-extfile",
+                f"{name}.ext", cwd=directory)  # fmt: skip
+
+
+class Etcd:
+    """A single etcd member on loopback."""
+
+    def __init__(self, directory: Path) -> None:
+        client, peer = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{client}"
+        binary = shutil.which("etcd")
+        assert binary, "etcd is missing: apt-get install etcd-server"
+        self.process = subprocess.Popen(
+            [binary, "--data-dir", str(directory), "--listen-client-urls", self.url,
+             "--advertise-client-urls", self.url, "--listen-peer-urls",
+             f"http://127.0.0.1:{peer}", "--initial-advertise-peer-urls",
+             f"http://127.0.0.1:{peer}", "--initial-cluster", f"default=http://127.0.0.1:{peer}",
+             "--log-level", "error"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+        def up() -> bool:
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", client)) == 0
+
+        wait_for("etcd answering", up)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Qemu:
+    """One QEMU with a monitor of ours, the boot-sector guest's disk and a serial file."""
+
+    def __init__(self, directory: Path, accelerator: str, incoming: bool, network: bool) -> None:
+        self.directory = directory
+        directory.mkdir()
+        self.disk = directory / "disk.img"
+        self.serial = directory / "serial"
+        self.monitor = directory / "qmp.sock"
+        if incoming:
+            with self.disk.open("wb") as file:
+                file.truncate(1 << 20)
+        else:
+            bootsector.write_disk(self.disk)
+        command = [
+            "qemu-system-x86_64", "-accel", accelerator, "-m", str(MEMORY_MIB), "-M", "q35",
+            "-nodefaults", "-display", "none", "-serial", f"file:{self.serial}",
+            "-qmp", f"unix:{self.monitor},server=on,wait=off",
+            "-blockdev", f"driver=file,node-name=file0,filename={self.disk}",
+            "-blockdev", "driver=raw,node-name=disk0,file=file0",
+            "-device", "virtio-blk-pci,drive=disk0,id=virtio-disk0,bootindex=1",
+            "-object", f"memory-backend-memfd,id=pc.ram,size={MEMORY_MIB}M,share=on",
+            "-machine", "memory-backend=pc.ram",
+        ]  # fmt: skip
+        if network:
+            command += ["-netdev", "user,id=hostnet0,restrict=on", "-device",
+                        "virtio-net-pci,netdev=hostnet0,id=net0,mac=52:54:00:12:34:56"]  # fmt: skip
+        if incoming:
+            command += ["-incoming", "defer"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        wait_for("QEMU's monitor", self.monitor.exists)
+
+    @property
+    def counts(self) -> list[int]:
+        return bootsector.counts_on_serial(self.serial) if self.serial.exists() else []
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait()
+
+
+@dataclass
+class Worker:
+    """A worker process and everything it told its agent."""
+
+    process: subprocess.Popen[bytes]
+    line: socket.socket
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    _buffer: bytes = b""
+
+    def send(self, **message: Any) -> None:
+        self.line.sendall(json.dumps(message).encode() + b"\n")
+
+    def poll(self) -> list[dict[str, Any]]:
+        try:
+            while data := self.line.recv(1 << 16, socket.MSG_DONTWAIT):
+                self._buffer += data
+        except OSError:
+            pass
+        *lines, self._buffer = self._buffer.split(b"\n")
+        self.messages += [json.loads(line) for line in lines]
+        return self.messages
+
+    def find(self, **want: Any) -> dict[str, Any] | None:
+        """The last message with these values."""
+        for message in reversed(self.poll()):
+            if all(message.get(key) == value for key, value in want.items()):
+                return message
+        return None
+
+    def wait(self, seconds: float = 20.0, **want: Any) -> dict[str, Any]:
+        try:
+            return wait_for(f"message {want}", lambda: self.find(**want), seconds)
+        except AssertionError as error:
+            told = [message for message in self.messages if message["msg"] != "status"]
+            raise AssertionError(f"{error}; the worker said {told[-8:]}") from None
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.line.close()
+
+
+def start_worker(config: dict[str, Any], patch: str = "") -> Worker:
+    """Start a worker; `patch` is Python run before it (planted bugs of the mutation tests)."""
+    ours, theirs = socket.socketpair()
+    code = f"import runpy\n{patch}\nrunpy.run_module('kvmft.worker', run_name='__main__')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        preexec_fn=lambda: os.dup2(theirs.fileno(), 3),
+        pass_fds=(3, theirs.fileno()),
+        env={**os.environ, "PYTHONPATH": str(RUNTIME)},
+        stderr=subprocess.PIPE,
+    )
+    theirs.close()
+    worker = Worker(process, ours)
+    worker.send(**config)
+    return worker
+
+
+class Pair:
+    """node-a runs the guest, node-b is its standby."""
+
+    def __init__(self, root: Path, accelerator: str, network: bool = False) -> None:
+        self.root = root
+        self.accelerator = accelerator
+        make_pki(root / "pki", ("node-a", "node-b"))
+        self.etcd = Etcd(root / "etcd")
+        self.primary_vm = Qemu(root / "qemu-a", accelerator, incoming=False, network=network)
+        self.standby_vm = Qemu(root / "qemu-b", accelerator, incoming=True, network=network)
+        self.network = network
+        self.workers: list[Worker] = []
+        self.session = "5" * 32
+
+    def config(self, role: str, **extra: Any) -> dict[str, Any]:
+        host, peer = ("node-a", "node-b") if role == "primary" else ("node-b", "node-a")
+        vm = self.primary_vm if role == "primary" else self.standby_vm
+        pki = self.root / "pki"
+        for name in ("run", "state"):
+            (self.root / f"{name}-{host}").mkdir(exist_ok=True)
+        return {
+            "cmd": "start", "role": role, "vm": "counter", "uuid": VM_UUID, "host": host,
+            "peer": peer, "cluster_id": CLUSTER, "session": self.session,
+            "run_dir": str(self.root / f"run-{host}"),
+            "state_dir": str(self.root / f"state-{host}"),
+            "tls": {"ca": str(pki / "ca.pem"), "cert": str(pki / f"{host}.pem"),
+                    "key": str(pki / f"{host}.key")},
+            "arbiter": {"type": "etcd", "endpoints": [self.etcd.url]},
+            "options": {"interval_ms": 20, "min_interval_ms": 4, "detection_ms": 1000,
+                        "agent_grace_ms": 1500},
+            "qemu_pid": vm.process.pid, "own_monitor": str(vm.monitor), "machine": "pc-q35-7.2",
+            "disks": [{"target": "vda", "path": str(vm.disk), "size": 1 << 20}],
+            "nics": [{"alias": "net0"}] if self.network else [],
+            **extra,
+        }  # fmt: skip
+
+    def start_secondary(self, patch: str = "", **extra: Any) -> tuple[Worker, int]:
+        extra = {"listen_address": "127.0.0.1", "port_range": [20000, 29999], **extra}
+        worker = start_worker(self.config("secondary", **extra), patch)
+        self.workers.append(worker)
+        return worker, int(worker.wait(msg="listening")["port"])
+
+    def start_primary(self, port: int | None, patch: str = "", **extra: Any) -> Worker:
+        extra = {"peer_address": "127.0.0.1", "peer_port": port, "arbitration": "create", **extra}
+        worker = start_worker(self.config("primary", **extra), patch)
+        self.workers.append(worker)
+        return worker
+
+    def protect(self, primary_patch: str = "", secondary_patch: str = "") -> tuple[Worker, Worker]:
+        secondary, port = self.start_secondary(secondary_patch)
+        primary = self.start_primary(port, primary_patch)
+        primary.wait(msg="state", state="protected")
+        return primary, secondary
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+        self.primary_vm.stop()
+        self.standby_vm.stop()
+        self.etcd.stop()
