@@ -15,7 +15,7 @@ from kvmft.worker.link import AgentLink, die_with_agent
 from kvmft.worker.primary import PrimaryWorker
 from kvmft.worker.secondary import SecondaryWorker
 
-AGENT_FD = 3
+DEFAULT_AGENT_FD = 3
 
 
 def _first_line(sock: socket.socket) -> dict[str, object]:
@@ -32,7 +32,7 @@ def _first_line(sock: socket.socket) -> dict[str, object]:
 def main() -> int:
     """Run one worker until it is done; the exit code is 0 also for a failover that was lost."""
     die_with_agent()
-    sock = socket.socket(fileno=AGENT_FD)
+    sock = socket.socket(fileno=int(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_AGENT_FD)
     reactor = Reactor()
     worker: PrimaryWorker | SecondaryWorker | None = None
 

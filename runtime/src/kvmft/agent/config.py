@@ -1,0 +1,143 @@
+"""`/etc/kvmft/kvmft.yml`, read strictly: a wrong value is named by its exact path (I7)."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from kvmft.adapters.ftlog import TlsFiles
+from kvmft.errors import KvmftError
+
+DEFAULT_PATH = "/etc/kvmft/kvmft.yml"
+DEFAULTS = {
+    "interval_ms": 20,
+    "min_interval_ms": 4,
+    "detection_ms": 300,
+    "hold_bound_ms": 3000,
+    "agent_grace_ms": 4000,
+}
+NETWORKS = ("management", "ft", "migration")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The agent's configuration. `options` are the defaults of ft_vm's options (milliseconds)."""
+
+    cluster_id: str
+    host: str
+    storage_pool: str
+    addresses: dict[str, str]
+    peers: dict[str, dict[str, str]]
+    ft_port: int
+    ft_log_ports: tuple[int, int]
+    tls: TlsFiles
+    arbiter: dict[str, Any]
+    options: dict[str, float]
+
+
+def _wrong(path: str, value: object, want: str) -> KvmftError:
+    return KvmftError(
+        "config_invalid",
+        f"{path} in the configuration is {value!r}; it must be {want}.",
+        "Correct the inventory and run the runtime role again.",
+    )
+
+
+def _text(value: Any, path: str, want: str, pattern: str = r".+") -> str:
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise _wrong(path, value, want)
+    return value
+
+
+def _addresses(value: Any, path: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise _wrong(path, value, "a mapping of management, ft and migration to addresses")
+    for name in NETWORKS:
+        try:
+            ipaddress.ip_address(value.get(name, ""))
+        except ValueError:
+            raise _wrong(f"{path}.{name}", value.get(name), "an IP address") from None
+    return {name: str(value[name]) for name in NETWORKS}
+
+
+def _port(value: Any, path: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+        raise _wrong(path, value, "a port number from 1 to 65535")
+    return value
+
+
+def check_options(value: Any, path: str) -> dict[str, float]:
+    """Validate options of a VM: known names, positive numbers of milliseconds."""
+    if not isinstance(value, dict):
+        raise _wrong(path, value, "a mapping")
+    for name, number in value.items():
+        if name not in DEFAULTS:
+            raise _wrong(f"{path}.{name}", number, f"one of the options {', '.join(DEFAULTS)}")
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise _wrong(f"{path}.{name}", number, "a number of milliseconds")
+        if not 1 <= number <= 600_000:
+            raise _wrong(f"{path}.{name}", number, "between 1 and 600000 milliseconds")
+    return dict(value)
+
+
+def parse(value: Any) -> Config:
+    """Check the whole configuration; KvmftError `config_invalid` names the first wrong place."""
+    if not isinstance(value, dict):
+        raise _wrong("the file", value, "a mapping")
+    host = _text(value.get("host"), "host", "this host's inventory name")
+    peers = value.get("peers")
+    if not isinstance(peers, dict) or not peers:
+        raise _wrong("peers", peers, "a mapping with at least one other host")
+    if host in peers:
+        raise _wrong(f"peers.{host}", peers[host], "another host than this one")
+    addresses = _addresses(value.get("addresses"), "addresses")
+    known = {name: _addresses(each, f"peers.{name}") for name, each in peers.items()}
+    for name, each in known.items():
+        if each["ft"] == addresses["ft"]:
+            raise _wrong(f"peers.{name}.ft", each["ft"], "another address than this host's")
+    ports = value.get("ft_log_ports", [7411, 7499])
+    if not isinstance(ports, list) or len(ports) != 2:
+        raise _wrong("ft_log_ports", ports, "a list of the first and the last port")
+    first, last = (_port(port, "ft_log_ports") for port in ports)
+    tls = value.get("tls")
+    if not isinstance(tls, dict):
+        raise _wrong("tls", tls, "a mapping of ca, cert and key to paths")
+    files = [_text(tls.get(name), f"tls.{name}", "a path") for name in ("ca", "cert", "key")]
+    arbiter = value.get("arbiter")
+    if not isinstance(arbiter, dict) or arbiter.get("type") not in ("etcd", "none"):
+        raise _wrong("arbiter.type", arbiter and arbiter.get("type"), "etcd or none")
+    if arbiter["type"] == "etcd":
+        endpoints = arbiter.get("endpoints")
+        if not isinstance(endpoints, list) or not endpoints:
+            raise _wrong("arbiter.endpoints", endpoints, "a list of at least one URL")
+        for url in endpoints:
+            _text(url, "arbiter.endpoints", "URLs of http or https", r"https?://[^/\s]+")
+    return Config(
+        cluster_id=_text(value.get("cluster_id"), "cluster_id", "32 hex digits", r"[0-9a-f]{32}"),
+        host=host,
+        storage_pool=_text(value.get("storage_pool"), "storage_pool", "an absolute path", r"/.+"),
+        addresses=addresses,
+        peers=known,
+        ft_port=_port(value.get("ft_port", 7410), "ft_port"),
+        ft_log_ports=(first, last),
+        tls=TlsFiles(*files),
+        arbiter=arbiter,
+        options={**DEFAULTS, **check_options(value.get("defaults") or {}, "defaults")},
+    )
+
+
+def load(path: str = DEFAULT_PATH) -> Config:
+    """Read the configuration at `path`."""
+    import yaml  # Debian's python3-yaml; only the agent needs it
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return parse(yaml.safe_load(file))
+    except (OSError, yaml.YAMLError) as error:
+        raise KvmftError(
+            "config_unreadable",
+            f"The configuration {path} cannot be read: {error}.",
+            "Run the runtime role of kvmft.core for this host.",
+        ) from error
