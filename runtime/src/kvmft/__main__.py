@@ -1,0 +1,7 @@
+"""`python -m kvmft`."""
+
+import sys
+
+from kvmft.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,245 @@
+"""This host's libvirt and files. Blocking; the agent calls it through `asyncio.to_thread`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from kvmft.core import domain as dom
+from kvmft.core.domain import Domain
+from kvmft.errors import KvmftError
+
+QMP_DIRECTORY = "/run/kvmft/qmp"
+TOKEN_DIRECTORY = "/run/kvmft/starting"
+RUN_DIRECTORY = "/run/kvmft/vm"
+MEMORY_RESERVE = 64 << 20
+"""Bytes beyond the VM's RAM that a QEMU needs."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A domain as libvirt has it now. `xml` is the live XML of a running one."""
+
+    domain: Domain
+    xml: str
+    running: bool
+    pid: int
+    snapshots: int
+
+
+class Host:
+    """libvirt on this host."""
+
+    def __init__(self) -> None:
+        self._connection: Any = None
+
+    def _libvirt(self) -> Any:
+        import libvirt
+
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        if self._connection is None or not self._connection.isAlive():
+            try:
+                self._connection = libvirt.open("qemu:///system")
+            except libvirt.libvirtError as error:
+                raise KvmftError("libvirt_down", f"libvirt does not answer: {error}.",
+                                 "Start it: systemctl start libvirtd.") from error  # fmt: skip
+        return self._connection
+
+    def _lookup(self, vm: str) -> Any:
+        import libvirt
+
+        try:
+            return self._libvirt().lookupByName(vm)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise KvmftError("vm_not_found", f"VM {vm} does not exist on this host.",
+                                 "See `virsh list --all` for the names.") from error  # fmt: skip
+            raise
+
+    def find(self, vm: str) -> Found:
+        """The domain named `vm`; KvmftError `vm_not_found`."""
+        import libvirt
+
+        found = self._lookup(vm)
+        running = bool(found.isActive())
+        flags = libvirt.VIR_DOMAIN_XML_SECURE
+        if running:
+            flags |= libvirt.VIR_DOMAIN_XML_MIGRATABLE
+        xml = found.XMLDesc(flags)
+        described = dom.describe(found.XMLDesc(0) if running else xml)
+        pid = self._pid(vm) if running else 0
+        return Found(described, xml, running, pid, found.snapshotNum() if not running else
+                     found.snapshotNum())  # fmt: skip
+
+    def names(self) -> list[str]:
+        """All domains that libvirt knows."""
+        return [found.name() for found in self._libvirt().listAllDomains()]
+
+    @staticmethod
+    def _pid(vm: str) -> int:
+        try:
+            with open(f"/run/libvirt/qemu/{vm}.pid", encoding="ascii") as file:
+                return int(file.read())
+        except (OSError, ValueError) as error:
+            raise KvmftError("vm_not_running", f"The QEMU process of VM {vm} is not found: {error}.",
+                             "Start the VM.") from error  # fmt: skip
+
+    def is_running(self, vm: str) -> bool:
+        """True when libvirt shows the domain as active."""
+        try:
+            return bool(self._lookup(vm).isActive())
+        except KvmftError:
+            return False
+
+    def disk_sizes(self, vm: str, domain: Domain) -> list[dict[str, Any]]:
+        """Target, path and virtual size (bytes) of each writable disk of a running VM."""
+        found = self._lookup(vm)
+        return [
+            {"target": disk.target, "path": disk.path, "size": found.blockInfo(disk.target)[0],
+             "format": disk.format}
+            for disk in domain.disks
+        ]  # fmt: skip
+
+    def set_autostart(self, vm: str, on: bool) -> bool:
+        """Set the domain's autostart; what it was before. False for one without definition."""
+        import libvirt
+
+        found = self._lookup(vm)
+        if not found.isPersistent():
+            return False
+        before = bool(found.autostart())
+        if before != on:
+            try:
+                found.setAutostart(int(on))
+            except libvirt.libvirtError as error:
+                raise KvmftError("autostart", f"Autostart of VM {vm} cannot be set: {error}.",
+                                 "See libvirtd's log.") from error  # fmt: skip
+        return before
+
+    def versions(self) -> dict[str, str]:
+        """QEMU's and libvirt's versions."""
+        connection = self._libvirt()
+
+        def text(number: int) -> str:
+            return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+        return {"qemu": text(connection.getVersion()), "libvirt": text(connection.getLibVersion())}
+
+    # -- the standby --------------------------------------------------------------------------------
+
+    def admit(self, domain: Domain, disks: list[dict[str, Any]], pool: str) -> list[KvmftError]:
+        """Everything this host lacks for the standby, with need and have."""
+        found: list[KvmftError] = []
+        need, have = domain.memory + MEMORY_RESERVE, available_memory()
+        if have < need:
+            found.append(KvmftError(
+                "memory", f"The secondary needs {need >> 20} MiB of memory and has {have >> 20} MiB.",
+                "Stop other VMs there, or choose another host."))  # fmt: skip
+        for path in domain.boot_files:
+            if not os.path.exists(path):
+                found.append(KvmftError(
+                    "boot_file", f"The VM boots from {path}, which the secondary does not have.",
+                    "Copy it to the same path there."))  # fmt: skip
+        missing = 0
+        for disk in disks:
+            path = replica_path(disk, domain.name, pool)
+            used = os.stat(path).st_blocks * 512 if os.path.exists(path) else 0
+            missing += max(0, int(disk["size"]) - used)
+        free = shutil.disk_usage(pool if os.path.isdir(pool) else "/").free
+        if free < missing:
+            found.append(KvmftError(
+                "disk_space",
+                f"The replica needs {missing >> 20} MiB in {pool}; {free >> 20} MiB are free.",
+                "Free space there, or choose another host."))  # fmt: skip
+        return found
+
+    def start_standby(
+        self, xml: str, domain: Domain, disks: list[dict[str, Any]], pool: str, session: str
+    ) -> tuple[int, str, list[dict[str, Any]]]:
+        """Create the replica's images and a paused QEMU that waits; (pid, monitor path, disks)."""
+        import libvirt
+
+        local = []
+        for disk in disks:
+            path = replica_path(disk, domain.name, pool)
+            with open(path, "ab") as file:
+                file.truncate(int(disk["size"]))
+            local.append({"target": disk["target"], "path": path, "size": int(disk["size"])})
+        os.makedirs(QMP_DIRECTORY, exist_ok=True)
+        _give_to_qemu(QMP_DIRECTORY)
+        os.makedirs(os.path.join(RUN_DIRECTORY, domain.name), exist_ok=True)
+        monitor = f"{domain.name}-{session[:8]}.sock"
+        paths = {disk["target"]: disk["path"] for disk in local}
+        os.makedirs(TOKEN_DIRECTORY, mode=0o700, exist_ok=True)
+        token = os.path.join(TOKEN_DIRECTORY, domain.name)
+        try:
+            with open(token, "w", encoding="ascii") as file:
+                file.write(session)
+            self._libvirt().createXML(
+                dom.standby_xml(xml, monitor, paths), libvirt.VIR_DOMAIN_START_PAUSED
+            )
+        except libvirt.libvirtError as error:
+            raise KvmftError("standby_start", f"The standby does not start: {error}.",
+                             "See /var/log/libvirt/qemu on the secondary.") from error  # fmt: skip
+        finally:
+            os.unlink(token)
+        return self._pid(domain.name), os.path.join(QMP_DIRECTORY, monitor), local
+
+    def destroy(self, vm: str) -> None:
+        """Make sure that no QEMU of `vm` runs here."""
+        import libvirt
+
+        try:
+            found = self._lookup(vm)
+            if found.isActive():
+                found.destroy()
+        except KvmftError:
+            return
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (
+                libvirt.VIR_ERR_OPERATION_INVALID,
+                libvirt.VIR_ERR_NO_DOMAIN,
+            ):
+                raise
+
+    def define_activated(self, vm: str) -> None:
+        """Keep the activated standby as an ordinary, defined domain."""
+        import libvirt
+
+        xml = self._lookup(vm).XMLDesc(
+            libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
+        )
+        self._libvirt().defineXML(dom.persistent_xml(xml))
+
+
+def replica_path(disk: dict[str, Any], vm: str, pool: str) -> str:
+    """Where the replica's image lies: the same path as on the primary if its folder is here."""
+    path = str(disk["path"])
+    if os.path.isdir(os.path.dirname(path)):
+        return path
+    return os.path.join(pool, f"{vm}-{disk['target']}.raw")
+
+
+def available_memory() -> int:
+    """Bytes of memory that new processes can use (MemAvailable)."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def _give_to_qemu(directory: str) -> None:
+    """QEMU's user makes its monitor socket there."""
+    import grp
+    import pwd
+
+    for name in ("libvirt-qemu", "qemu"):
+        try:
+            os.chown(directory, pwd.getpwnam(name).pw_uid, grp.getgrnam("root").gr_gid)
+        except KeyError:
+            continue
+        os.chmod(directory, 0o750)
+        return

@@ -1,0 +1,354 @@
+"""The agent: control socket, peers, and the loop that keeps every VM's state moving."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import platform
+import signal
+from typing import Any
+
+from kvmft import __version__
+from kvmft.adapters.etcd import Etcd, config_of
+from kvmft.agent import doctor
+from kvmft.agent.config import Config, check_options
+from kvmft.agent.events import EventLog
+from kvmft.agent.host import Host
+from kvmft.agent.lines import MAX_LINE, serve
+from kvmft.agent.peers import Peers
+from kvmft.agent.store import Store, VmState
+from kvmft.agent.vm import ManagedVm
+from kvmft.core.domain import compliance
+from kvmft.errors import KvmftError
+
+SOCKET = "/run/kvmft/control.sock"
+EVENTS = "/var/lib/kvmft/events.jsonl"
+LOOP = 0.5
+ARBITER_EVERY = 10.0
+GROUP = "kvmft"
+
+
+class Agent:
+    """Everything one host does for its protected VMs."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.host = Host()
+        self.store = Store()
+        self.events = EventLog(EVENTS, config.host)
+        self.peers = Peers(config)
+        self.arbiter_ok: bool | None = None
+        self.arbiter_reason = ""
+        self._vms: dict[str, ManagedVm] = {}
+        self._stopping = asyncio.Event()
+
+    # -- the main path ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until SIGTERM. VMs are left as they are; their output waits for our return."""
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, self._stopping.set)
+        for state in self.store.all():
+            self._vms[state.vm] = ManagedVm(self, state)
+        peers = await self._listen_for_peers()
+        control = await self._listen_for_control()
+        self.events.add(None, "agent_started", f"kvmft {__version__}")
+        tasks = [asyncio.create_task(self._keep_moving()), asyncio.create_task(self._watch_arbiter())]
+        await self._stopping.wait()
+        for task in tasks:
+            task.cancel()
+        for server in (peers, control):
+            server.close()
+
+    async def _keep_moving(self) -> None:
+        while True:
+            for vm in list(self._vms.values()):
+                asyncio.create_task(vm.reconcile())
+            await asyncio.sleep(LOOP)
+
+    async def _watch_arbiter(self) -> None:
+        while True:
+            await self.probe_arbiter()
+            await asyncio.sleep(ARBITER_EVERY)
+
+    async def _listen_for_peers(self) -> asyncio.Server:
+        """Wait for the FT network: at boot the agent may be up before the address is."""
+        told = ""
+        while True:
+            try:
+                return await self.peers.listen(self._peer_request)
+            except KvmftError as error:
+                if str(error) != told:
+                    told = str(error)
+                    self.events.add(None, "failed", told)
+                await asyncio.sleep(1)
+
+    async def _listen_for_control(self) -> asyncio.Server:
+        os.makedirs(os.path.dirname(SOCKET), exist_ok=True)
+        if os.path.exists(SOCKET):
+            os.unlink(SOCKET)
+        before = os.umask(0o117)
+        try:
+            server = await asyncio.start_unix_server(
+                lambda reader, writer: serve(reader, writer, self._request), SOCKET, limit=MAX_LINE
+            )
+        finally:
+            os.umask(before)
+        try:
+            os.chown(SOCKET, 0, grp.getgrnam(GROUP).gr_gid)
+        except KeyError:
+            self.events.add(None, "failed", f"group {GROUP} does not exist; root alone may ask")
+        return server
+
+    # -- what VMs need of the agent -----------------------------------------------------------------
+
+    def managed(self, vm: str) -> ManagedVm | None:
+        """The VM's entry, if kvmft knows it here."""
+        return self._vms.get(vm)
+
+    def forget(self, vm: ManagedVm) -> None:
+        """Protection is off: the VM is an ordinary one again."""
+        self._vms.pop(vm.state.vm, None)
+        self.store.remove(vm.state.vm)
+        if vm.state.autostart:
+            try:
+                self.host.set_autostart(vm.state.vm, True)
+            except KvmftError as error:
+                self.events.add(vm.state.vm, "failed", str(error))
+        self.events.add(vm.state.vm, "state", "fault tolerance is off", state="disabled")
+
+    def choose_peer(self, wanted: str) -> str:
+        """The host for the secondary: the wanted one, or the first other host."""
+        if wanted and wanted not in self.config.peers:
+            raise KvmftError("peer_unknown", f"Host {wanted} is not in this cluster.",
+                             f"Known: {', '.join(sorted(self.config.peers))}.")  # fmt: skip
+        return wanted or sorted(self.config.peers)[0]
+
+    async def probe_arbiter(self) -> None:
+        """Ask the arbiter for its version and let it prove that it compares."""
+        if self.config.arbiter["type"] == "none":
+            self.arbiter_ok, self.arbiter_reason = False, "no arbiter is configured"
+            return
+        try:
+            etcd = Etcd(config_of(self.config.arbiter))
+            version = await asyncio.to_thread(etcd.probe, self.config.cluster_id)
+            self.arbiter_ok, self.arbiter_reason = True, f"etcd {version}"
+        except KvmftError as error:
+            self.arbiter_ok, self.arbiter_reason = False, str(error)
+
+    # -- requests of this host's people and modules -------------------------------------------------
+
+    async def _request(self, op: str, args: dict[str, Any]) -> Any:
+        match op:
+            case "ping":
+                return {"host": self.config.host, "version": __version__}
+            case "host_info":
+                return await self._host_info()
+            case "vm_list":
+                return [await self._status(name) for name in sorted(self._vms)]
+            case "vm_status":
+                return await self._status(_name(args))
+            case "vm_check":
+                return {"findings": [each.to_dict() for each in await self._findings(_name(args))]}
+            case "vm_enable":
+                return await self._enable(_name(args), args)
+            case "vm_disable":
+                return await self._stop(_name(args), "disabled", bool(args.get("check")))
+            case "vm_suspend":
+                return await self._stop(_name(args), "suspended", bool(args.get("check")))
+            case "vm_resume":
+                return await self._enable(_name(args), args)
+            case "vm_failover":
+                return await self._failover(_name(args), args)
+            case "vm_audit":
+                return await self._known(_name(args)).audit()
+            case "events":
+                return self.events.read(args.get("vm"), int(args.get("since") or 0),
+                                        int(args.get("limit") or 1000))  # fmt: skip
+            case "doctor":
+                return await doctor.run(self)
+        raise KvmftError("unknown_op", f"The agent does not know the request {op!r}.",
+                         "Use a kvmft CLI and collection of the agent's version.")  # fmt: skip
+
+    def _known(self, vm: str) -> ManagedVm:
+        found = self._vms.get(vm)
+        if found is None:
+            raise KvmftError("not_enabled", f"Fault tolerance of VM {vm} is not on here.",
+                             f"Turn it on: kvmft enable {vm}.")  # fmt: skip
+        return found
+
+    async def _status(self, vm: str) -> dict[str, Any]:
+        known = self._vms.get(vm)
+        running = await asyncio.to_thread(self.host.is_running, vm)
+        if known is not None:
+            return known.status(running and known.state.role == "primary")
+        found = await asyncio.to_thread(self.host.find, vm)
+        return {
+            "vm": vm, "uuid": found.domain.uuid, "state": "disabled", "reason": "not turned on",
+            "desired": "disabled", "role": "none", "primary": self.config.host, "secondary": None,
+            "accelerator": found.domain.accelerator, "running": found.running, "options": {},
+            "arbiter": {"type": self.config.arbiter["type"], "ok": self.arbiter_ok},
+        }  # fmt: skip
+
+    async def _findings(self, vm: str) -> list[KvmftError]:
+        """Every reason against protecting `vm`, found without changing anything."""
+        found = await asyncio.to_thread(self.host.find, vm)
+        reasons = compliance(found.xml, found.snapshots)
+        reasons += await asyncio.to_thread(doctor.kernel_findings)
+        await self.probe_arbiter()
+        if not self.arbiter_ok:
+            reasons.append(KvmftError(
+                "no_arbiter", f"Nobody could decide who runs: {self.arbiter_reason}",
+                "Bring the arbiter up; without one there is no failover."))  # fmt: skip
+        for peer in sorted(self.config.peers):
+            try:
+                await self.peers.call(peer, "peer_ping")
+            except KvmftError as error:
+                reasons.append(error)
+        return reasons
+
+    async def _enable(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
+        options = check_options(args.get("options") or {}, "options")
+        wanted = str(args.get("secondary") or "")
+        known = self._vms.get(vm)
+        if known is not None and known.state.role == "secondary":
+            raise KvmftError("runs_elsewhere", f"VM {vm} runs on {known.state.peer}; its secondary "
+                             "is here.", f"Ask {known.state.peer}.")  # fmt: skip
+        changed = (
+            known is None
+            or known.state.desired != "enabled"
+            or known.state.role == "stale"
+            or (bool(options) and options != known.state.options)
+        )
+        if not changed:
+            return {"changed": False, "status": await self._status(vm)}
+        if known is not None and known.state.role == "stale":
+            raise KvmftError(
+                "stale", f"What {self.config.host} has of VM {vm} is of the past.",
+                f"Turn it on where it runs, probably {known.state.peer}.",
+            )  # fmt: skip
+        reasons = await self._findings(vm)
+        if reasons:
+            raise KvmftError("not_compliant", f"VM {vm} cannot be protected now: "
+                             + " ".join(str(each) for each in reasons),
+                             "Mend every reason; the VM was not touched.", reasons)  # fmt: skip
+        peer = self.choose_peer(wanted)
+        if args.get("check"):
+            return {"changed": True, "status": await self._status(vm)}
+        if known is None:
+            found = await asyncio.to_thread(self.host.find, vm)
+            state = VmState(vm, found.domain.uuid, peer=peer, options=options)
+            state.autostart = await asyncio.to_thread(self.host.set_autostart, vm, False)
+            known = self._vms[vm] = ManagedVm(self, state)
+            known.shown = ("starting", "turned on")
+        known.state.desired = "enabled"
+        if options:
+            known.state.options = options
+        self.store.save(known.state)
+        self.events.add(vm, "enabled", f"turned on, secondary on {peer}")
+        asyncio.create_task(known.reconcile())
+        return {"changed": True, "status": await self._status(vm)}
+
+    async def _stop(self, vm: str, desired: str, check: bool) -> dict[str, Any]:
+        known = self._vms.get(vm)
+        if known is None and desired == "suspended":
+            raise KvmftError("not_enabled", f"Fault tolerance of VM {vm} is not on.",
+                             f"Turn it on first: kvmft enable {vm}.")  # fmt: skip
+        if known is None:
+            return {"changed": False, "status": await self._status(vm)}
+        if known.state.role == "secondary":
+            raise KvmftError("runs_elsewhere", f"VM {vm} runs on {known.state.peer}.",
+                             f"Ask {known.state.peer}.")  # fmt: skip
+        changed = known.state.desired != desired
+        if changed and not check:
+            self.events.add(vm, desired, "asked by a person")
+            await known.stop_protection(desired)
+        return {"changed": changed, "status": await self._status(vm)}
+
+    async def _failover(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
+        known, mode = self._known(vm), str(args.get("mode") or "unplanned")
+        target = str(args.get("target") or "")
+        if mode not in ("unplanned", "planned", "test"):
+            raise KvmftError("failover_mode", f"Failover mode {mode!r} is unknown.",
+                             "Use unplanned, planned or test.")  # fmt: skip
+        if mode != "unplanned":
+            raise KvmftError("not_offered", f"This version does not offer {mode} failovers yet.",
+                             "Use mode unplanned, or wait for the next release.")  # fmt: skip
+        state = known.state
+        where = self.config.host if state.role == "primary" else state.peer
+        if target == where:
+            return {"changed": False, "status": await self._status(vm)}
+        if not args.get("check"):
+            if state.role == "secondary":
+                known.claim()
+            else:
+                await self.peers.call(state.peer, "peer_claim", vm=vm)
+        return {"changed": True, "status": await self._status(vm)}
+
+    async def _host_info(self) -> dict[str, Any]:
+        versions = await asyncio.to_thread(self.host.versions)
+        peers: dict[str, Any] = {}
+        for peer in sorted(self.config.peers):
+            try:
+                answer = await self.peers.call(peer, "peer_ping")
+                peers[peer] = {"reachable": True, "version": answer["version"]}
+            except KvmftError as error:
+                peers[peer] = {"reachable": False, "version": None, "reason": str(error)}
+        return {
+            "host": self.config.host, "version": __version__, **versions,
+            "kernel": platform.release(), "python": platform.python_version(),
+            "accelerator": await asyncio.to_thread(doctor.accelerator), "peers": peers,
+            "arbiter": {"type": self.config.arbiter["type"], "ok": self.arbiter_ok,
+                        "reason": self.arbiter_reason},
+            "vms": [await self._status(name) for name in sorted(self._vms)],
+        }  # fmt: skip
+
+    # -- requests of other agents -------------------------------------------------------------------
+
+    async def _peer_request(self, op: str, args: dict[str, Any]) -> Any:
+        match op:
+            case "peer_ping":
+                return {"host": self.config.host, "version": __version__}
+            case "peer_vm_status":
+                return await self._status(_name(args))
+            case "peer_claim":
+                self._known(_name(args)).claim()
+                return {}
+            case "standby_prepare":
+                return {"port": await self._standby_prepare(args)}
+            case "standby_discard":
+                known = self._vms.get(_name(args))
+                if known is not None and known.state.role != "primary":
+                    await known.discard()
+                return {}
+        raise KvmftError("unknown_op", f"The agent does not know the request {op!r}.",
+                         "Both hosts need the same kvmft version.")  # fmt: skip
+
+    async def _standby_prepare(self, args: dict[str, Any]) -> int:
+        vm = _name(args)
+        versions = await asyncio.to_thread(self.host.versions)
+        if versions["qemu"] != args["qemu_version"]:
+            raise KvmftError(
+                "qemu_version",
+                f"QEMU is {args['qemu_version']} on the primary and {versions['qemu']} on "
+                f"{self.config.host}.",
+                "Upgrade both hosts to the same version.",
+            )
+        known = self._vms.get(vm)
+        if known is None:
+            if await asyncio.to_thread(self.host.is_running, vm):
+                raise KvmftError("runs_here", f"A VM {vm} runs on {self.config.host} already.",
+                                 "Rename or stop one of the two.")  # fmt: skip
+            known = self._vms[vm] = ManagedVm(self, VmState(vm, args["uuid"], role="stale"))
+        peers = sorted(self.config.peers)
+        caller = str(args.get("from") or (peers[0] if len(peers) == 1 else ""))
+        return await known.prepare(args, caller)
+
+
+def _name(args: dict[str, Any]) -> str:
+    name = args.get("vm")
+    if not isinstance(name, str) or not name:
+        raise KvmftError("bad_request", "The request names no VM.", 'Give "vm".')
+    return name

@@ -1,0 +1,409 @@
+"""One VM on this host: what is wanted, what is, and the next step from one to the other.
+
+`reconcile` is level-triggered: it looks at the durable state, at libvirt and at the worker, and does
+one thing. Whatever fails is tried again a little later, so a crash at any point needs no special
+path. The rules of who may run are not here: they are in `core`, carried out by the workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from typing import TYPE_CHECKING, Any
+
+from kvmft.adapters.arbiter_client import claims_path
+from kvmft.adapters.durable import remove_durably
+from kvmft.agent.host import RUN_DIRECTORY, Found
+from kvmft.agent.store import VmState
+from kvmft.agent.workers import WorkerProcess
+from kvmft.core.domain import compliance, describe
+from kvmft.errors import KvmftError
+
+if TYPE_CHECKING:
+    from kvmft.agent.service import Agent
+
+RETRY = 3.0
+LISTEN_TIMEOUT = 20.0
+FIGURES = (
+    "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
+    "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
+)  # fmt: skip
+
+
+class ManagedVm:
+    """A VM that has a state file on this host."""
+
+    def __init__(self, agent: Agent, state: VmState) -> None:
+        self._agent = agent
+        self.state = state
+        self.worker: WorkerProcess | None = None
+        self.shown = ("need_secondary", "not protected yet")
+        self.figures: dict[str, Any] = {}
+        self.accelerator: str | None = None
+        self._lock = asyncio.Lock()
+        self._not_before = 0.0
+        self._worker_has_peer = False
+        self._listening: asyncio.Future[int] | None = None
+        self._audits: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._outcome: tuple[str, str] | None = None
+        # A state that was read from disk may be of an agent that died in the middle of things.
+        self._regain = state.role == "primary" and not state.may_start
+        self._recover = state.role == "secondary"
+
+    # -- the one decision ---------------------------------------------------------------------------
+
+    async def reconcile(self) -> None:
+        """Take the next step, if one is due."""
+        if self._lock.locked() or time.monotonic() < self._not_before:
+            return
+        async with self._lock:
+            try:
+                await self._step()
+            except KvmftError as error:
+                self._show("need_secondary" if self.state.role == "primary" else "disabled", str(error))
+                self._later()
+
+    async def _step(self) -> None:
+        state = self.state
+        if self.worker is not None:
+            return
+        if state.role == "secondary" and self._recover:
+            await self._recover_secondary()
+        elif state.role == "primary":
+            running = await asyncio.to_thread(self._agent.host.is_running, state.vm)
+            if not running:
+                self._primary_is_off()
+            elif self._regain:
+                await self._start_primary(None, None)
+            elif state.desired == "enabled":
+                await self._pair()
+            else:
+                self._show("suspended", "suspended on request")
+
+    def _primary_is_off(self) -> None:
+        if self.state.may_start:
+            self._show("need_secondary", "the VM is off")
+            return
+        # It ran with a secondary that may have taken over: what lies here is of the past.
+        self.state.role = "stale"
+        self._save()
+        self._show("fenced", "the VM is not running here and its secondary may have taken over; "
+                             "it is protected again from where it runs")  # fmt: skip
+
+    def _later(self, seconds: float = RETRY) -> None:
+        self._not_before = time.monotonic() + seconds
+
+    def _save(self) -> None:
+        self._agent.store.save(self.state)
+
+    def _show(self, state: str, reason: str) -> None:
+        if self.shown != (state, reason):
+            self.shown = (state, reason)
+            self._agent.events.add(self.state.vm, "state", reason, state=state)
+
+    # -- primary ------------------------------------------------------------------------------------
+
+    async def _pair(self) -> None:
+        state = self.state
+        peer = self._agent.choose_peer(state.peer)
+        found = await asyncio.to_thread(self._agent.host.find, state.vm)
+        reasons = compliance(found.xml, found.snapshots)
+        if reasons:
+            raise KvmftError("not_compliant", f"VM {state.vm} cannot be protected.",
+                             "Mend every reason.", reasons)  # fmt: skip
+        disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
+        session = secrets.token_hex(16)
+        versions = await asyncio.to_thread(self._agent.host.versions)
+        self._show("starting", f"asks {peer} for a standby")
+        answer = await self._agent.peers.call(
+            peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
+            disks=disks, qemu_version=versions["qemu"], machine=found.domain.machine,
+            session=session, options=state.options, nics=_nics(found),
+            **{"from": self._agent.config.host},
+        )  # fmt: skip
+        state.peer, state.session = peer, session
+        state.may_start = False
+        self._save()
+        await self._start_primary(found, int(answer["port"]))
+
+    async def _start_primary(self, found: Found | None, port: int | None) -> None:
+        state, agent = self.state, self._agent
+        if found is None:
+            found = await asyncio.to_thread(agent.host.find, state.vm)
+        disks = await asyncio.to_thread(agent.host.disk_sizes, state.vm, found.domain)
+        peer = state.peer or agent.choose_peer("")
+        self.accelerator = found.domain.accelerator
+        self._worker_has_peer = port is not None
+        config = {
+            **self._common("primary", peer),
+            "qemu_pid": found.pid,
+            "own_monitor": found.domain.own_monitor,
+            "machine": found.domain.machine,
+            "disks": disks,
+            "nics": _nics(found),
+            "arbitration": "create",
+            "peer_address": agent.config.peers[peer]["ft"],
+            "peer_port": port,
+        }
+        await self._launch(config)
+
+    # -- secondary ----------------------------------------------------------------------------------
+
+    async def prepare(self, request: dict[str, Any], peer: str) -> int:
+        """Start a standby for `peer`'s VM; the port of its FT log."""
+        async with self._lock:
+            return await self._prepare(request, peer)
+
+    async def _prepare(self, request: dict[str, Any], peer: str) -> int:
+        state, agent = self.state, self._agent
+        await self._end_worker()
+        if state.role == "primary" and await asyncio.to_thread(agent.host.is_running, state.vm):
+            raise KvmftError(
+                "runs_here", f"VM {state.vm} runs on {agent.config.host} already.",
+                "Two running instances must not be; find out which one is right.",
+            )  # fmt: skip
+        await asyncio.to_thread(agent.host.destroy, state.vm)
+        domain = describe(request["xml"])
+        lacking = await asyncio.to_thread(
+            agent.host.admit, domain, request["disks"], agent.config.storage_pool
+        )
+        if lacking:
+            raise KvmftError("not_admitted", f"{agent.config.host} cannot take the secondary.",
+                             "Mend every reason.", lacking)  # fmt: skip
+        state.role, state.peer, state.session = "secondary", peer, request["session"]
+        state.desired, state.may_start = "enabled", False
+        state.options, state.machine = request["options"], request["machine"]
+        state.uuid, state.nics = request["uuid"], request["nics"]
+        self._save()
+        remove_durably(claims_path(agent.store.directory(state.vm)))
+        pid, state.own_monitor, state.disks = await asyncio.to_thread(
+            agent.host.start_standby, request["xml"], domain, request["disks"],
+            agent.config.storage_pool, state.session,
+        )  # fmt: skip
+        self._save()
+        self._recover = False
+        self._listening = asyncio.get_running_loop().create_future()
+        self.accelerator = domain.accelerator
+        try:
+            await self._launch(self._secondary_config(pid, resume=False))
+            return await asyncio.wait_for(self._listening, LISTEN_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise KvmftError("standby_worker", "The standby's worker did not get ready.",
+                             "See `journalctl -u kvmft-agent` on the secondary.") from None  # fmt: skip
+        finally:
+            self._listening = None
+
+    def _secondary_config(self, pid: int, resume: bool) -> dict[str, Any]:
+        state, config = self.state, self._agent.config
+        return {
+            **self._common("secondary", state.peer),
+            "qemu_pid": pid,
+            "own_monitor": state.own_monitor,
+            "machine": state.machine,
+            "disks": state.disks,
+            "nics": state.nics,
+            "listen_address": config.addresses["ft"],
+            "port_range": list(config.ft_log_ports),
+            "resume": resume,
+        }
+
+    async def _recover_secondary(self) -> None:
+        """After a restart of the agent: the commits may still be in /run and the standby alive."""
+        self._recover = False
+        try:
+            found = await asyncio.to_thread(self._agent.host.find, self.state.vm)
+        except KvmftError:
+            found = None
+        if found is None or not found.running:
+            await self._go_stale("the standby did not survive")
+            return
+        await self._launch(self._secondary_config(found.pid, resume=True))
+
+    async def discard(self) -> None:
+        """The primary turned FT off: let the standby go and forget it."""
+        async with self._lock:
+            await self._end_worker()
+            if self.state.role == "secondary":
+                await asyncio.to_thread(self._agent.host.destroy, self.state.vm)
+                self._agent.forget(self)
+
+    async def _go_stale(self, reason: str) -> None:
+        self.state.role = "stale"
+        self._save()
+        await asyncio.to_thread(self._agent.host.destroy, self.state.vm)
+        self._show("disabled", f"the replica here was given up: {reason}")
+
+    # -- workers ------------------------------------------------------------------------------------
+
+    def _common(self, role: str, peer: str) -> dict[str, Any]:
+        state, config = self.state, self._agent.config
+        return {
+            "cmd": "start", "role": role, "vm": state.vm, "uuid": state.uuid,
+            "host": config.host, "peer": peer, "cluster_id": config.cluster_id,
+            "session": state.session or "0" * 32,
+            "run_dir": os.path.join(RUN_DIRECTORY, state.vm),
+            "state_dir": self._agent.store.directory(state.vm),
+            "tls": {"ca": config.tls.ca, "cert": config.tls.cert, "key": config.tls.key},
+            "arbiter": config.arbiter, "domain": state.vm,
+            "options": {**config.options, **state.options},
+        }  # fmt: skip
+
+    async def _launch(self, config: dict[str, Any]) -> None:
+        self._outcome = None
+        self.figures = {}
+        os.makedirs(config["run_dir"], exist_ok=True)
+        worker = WorkerProcess(self._message, lambda: self._worker_ended(worker))
+        self.worker = worker
+        await worker.start(config)
+
+    def _message(self, message: dict[str, Any]) -> None:
+        match message.get("msg"):
+            case "status":
+                self.figures = message
+            case "state":
+                self.shown = (message["state"], message["reason"])
+            case "event":
+                self._agent.events.add(
+                    self.state.vm, message["event"], message["reason"], **message.get("data", {})
+                )
+            case "listening":
+                if self._listening is not None and not self._listening.done():
+                    self._listening.set_result(int(message["port"]))
+            case "audit":
+                waiting = self._audits.pop(int(message["id"]), None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+            case "done":
+                self._outcome = (message["outcome"], message["reason"])
+
+    def _worker_ended(self, worker: WorkerProcess) -> None:
+        if self.worker is not worker:
+            return
+        self.worker = None
+        for waiting in self._audits.values():
+            if not waiting.done():
+                waiting.set_exception(KvmftError("audit_lost", "The worker ended.", "Try again."))
+        self._audits.clear()
+        if self._listening is not None and not self._listening.done():
+            reason = self._outcome[1] if self._outcome else "the worker ended"
+            self._listening.set_exception(
+                KvmftError("standby_worker", f"The standby's worker ended: {reason}.", "")
+            )
+        asyncio.get_running_loop().create_task(self._settle())
+
+    async def _settle(self) -> None:
+        """Draw the conclusion from how the worker ended."""
+        outcome, reason = self._outcome or ("failed", "the worker was killed")
+        state = self.state
+        self._agent.events.add(state.vm, "worker_ended", reason, outcome=outcome, role=state.role)
+        async with self._lock:
+            if state.role == "secondary":
+                if outcome == "activated":
+                    await self._became_primary()
+                else:
+                    await self._go_stale(reason)
+            elif state.role == "primary":
+                await self._primary_ended(outcome, reason)
+        await self.reconcile()
+
+    async def _became_primary(self) -> None:
+        state = self.state
+        state.role, state.may_start = "primary", True
+        self._regain = False
+        self._save()
+        await asyncio.to_thread(self._agent.host.define_activated, state.vm)
+        self._show("need_secondary", f"took over from {state.peer}")
+        self._later(1.0)
+
+    async def _primary_ended(self, outcome: str, reason: str) -> None:
+        state = self.state
+        if outcome == "fenced":
+            await asyncio.to_thread(self._agent.host.destroy, state.vm)
+            state.role = "stale"
+            self._save()
+            self._show("fenced", reason)
+            return
+        if outcome in ("solo", "detached"):
+            state.may_start, self._regain = True, False
+            self._save()
+            if outcome == "detached" and state.desired == "disabled":
+                self._agent.forget(self)
+                return
+            self._show("suspended" if state.desired == "suspended" else "need_secondary", reason)
+        else:
+            self._show("need_secondary", reason)
+            # The right to run is ours for sure only when a claim said so.
+            self._regain = not state.may_start
+        self._later()
+
+    async def _end_worker(self) -> None:
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            worker.send(cmd="stop")
+            await worker.end()
+
+    # -- asked by people ----------------------------------------------------------------------------
+
+    async def stop_protection(self, desired: str) -> None:
+        """Turn off (`disabled`) or suspend; returns when it is done."""
+        self.state.desired = desired
+        self._save()
+        worker = self.worker
+        if worker is not None:
+            worker.send(cmd="stop" if desired == "disabled" else "suspend")
+            await worker.end(30.0)
+        while self.worker is worker and worker is not None:
+            await asyncio.sleep(0.05)
+        async with self._lock:
+            if self.state.peer:
+                try:
+                    await self._agent.peers.call(
+                        self.state.peer, "standby_discard", vm=self.state.vm
+                    )
+                except KvmftError as error:
+                    self._agent.events.add(self.state.vm, "peer_not_told", str(error))
+            if desired == "disabled" and self._agent.managed(self.state.vm) is self:
+                self._agent.forget(self)
+
+    async def audit(self) -> dict[str, Any]:
+        """Compare the replica's memory with the VM's at the next commit."""
+        if self.worker is None or self.state.role != "primary":
+            raise KvmftError("not_protected", f"VM {self.state.vm} is not protected from here.",
+                             "Ask the host where it runs.")  # fmt: skip
+        identity = secrets.randbelow(1 << 30)
+        waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._audits[identity] = waiting
+        self.worker.send(cmd="audit", id=identity)
+        result = await asyncio.wait_for(waiting, 60)
+        if "error" in result:
+            raise KvmftError("audit", f"No audit: {result['error']}.", "Wait for `protected`.")
+        return {key: result[key] for key in ("epoch", "pages", "different", "first_different")}
+
+    def claim(self) -> None:
+        """A person orders this side, a secondary, to take over."""
+        if self.worker is None or self.state.role != "secondary":
+            raise KvmftError("not_secondary", f"{self._agent.config.host} has no standby of VM "
+                             f"{self.state.vm}.", "Ask the host that `kvmft status` names.")  # fmt: skip
+        self.worker.send(cmd="claim")
+
+    def status(self, running: bool) -> dict[str, Any]:
+        """The status that people and modules see."""
+        state, host = self.state, self._agent.config.host
+        shown = self.shown
+        if self.worker is None and state.desired == "suspended":
+            shown = ("suspended", "suspended on request")
+        primary = host if state.role == "primary" else state.peer
+        return {
+            "vm": state.vm, "uuid": state.uuid, "state": shown[0], "reason": shown[1],
+            "desired": state.desired, "role": state.role, "primary": primary,
+            "secondary": state.peer if state.role == "primary" else host,
+            **{name: self.figures.get(name) for name in FIGURES},
+            "accelerator": self.accelerator, "running": running, "options": state.options,
+            "arbiter": {"type": self._agent.config.arbiter["type"], "ok": self._agent.arbiter_ok},
+        }  # fmt: skip
+
+
+def _nics(found: Found) -> list[dict[str, str]]:
+    return [{"alias": nic.alias, "mac": nic.mac} for nic in found.domain.nics]
