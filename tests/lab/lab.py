@@ -1,0 +1,260 @@
+"""Servers as system containers: made, powered on and off, reached over SSH, and taken away again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.lab import images, net
+
+ROOT = Path(__file__).parents[2]
+SYSCALLS = (
+    "@privileged userfaultfd ptrace process_vm_readv process_vm_writev pidfd_getfd pidfd_open bpf "
+    "keyctl add_key"
+)
+BOOT_SECONDS = 60
+
+
+class Lab:
+    """One lab; several of different names can be up side by side."""
+
+    def __init__(self, name: str | None = None, release: str = "12") -> None:
+        self.name = name or os.environ.get("KVMFT_LAB", "kvmft")
+        self.release = release
+        self.base = Path("/var/lib/kvmft-lab") / self.name
+        self.build = ROOT / "build" / "lab" / self.name
+        self.key = self.build / "id_ed25519"
+        self.inventory = self.build / "inventory.yml"
+
+    # -- the whole ----------------------------------------------------------------------------------
+
+    def up(self) -> None:
+        """Make what is not there yet, and boot what is off."""
+        root = images.server_root(self.release)
+        guests = {"postgres": images.postgres_guest(), "quick": images.quick_guest()}
+        self.build.mkdir(parents=True, exist_ok=True)
+        marker = self.base / "release"
+        if marker.exists() and marker.read_text() != self.release:
+            self.down()
+        self.base.mkdir(parents=True, exist_ok=True)
+        marker.write_text(self.release)
+        if not self.key.exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)],
+                           check=True)  # fmt: skip
+        if f"{self.name}-net" not in net.namespaces():
+            net.make_bridges(self.name)
+        for host in net.HOSTS:
+            if not self.is_on(host):
+                self._prepare(host, root, guests)
+                self.power_on(host, wait=False)
+        for host in net.HOSTS:
+            self.wait_ssh(host)
+        self._write_inventory()
+
+    def down(self) -> None:
+        """Take everything away."""
+        for host in net.HOSTS:
+            self._kill(host)
+        if f"{self.name}-net" in net.namespaces():
+            for host in net.HOSTS:
+                net.unplug(self.name, host)
+            net.ip("netns", "del", f"{self.name}-net", check=False)
+        for host in net.HOSTS:
+            net.ip("netns", "del", f"{self.name}-{host}", check=False)
+            subprocess.run(["umount", "-q", str(self.base / host / "root")], check=False)
+        shutil.rmtree(self.base, ignore_errors=True)
+        shutil.rmtree(self.build, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.base.parent.rmdir()
+
+    def status(self) -> dict[str, str]:
+        """`on` or `off` per server."""
+        return {host: "on" if self.is_on(host) else "off" for host in net.HOSTS}
+
+    # -- one server ---------------------------------------------------------------------------------
+
+    def _prepare(self, host: str, root: Path, guests: dict[str, Path]) -> None:
+        home = self.base / host
+        for name in ("upper", "work", "root", "kvmft"):
+            (home / name).mkdir(parents=True, exist_ok=True)
+        if not os.path.ismount(home / "root"):
+            options = f"lowerdir={root},upperdir={home}/upper,workdir={home}/work"
+            subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(home / "root")],
+                           check=True)  # fmt: skip
+        target = home / "root"
+        (target / "etc/hostname").write_text(f"{host}\n")
+        lines = ["127.0.0.1 localhost"]
+        lines += [f"{net.NETWORKS['mgmt']}.{last} {name}" for name, last in net.HOSTS.items()]
+        (target / "etc/hosts").write_text("\n".join(lines) + "\n")
+        authorized = target / "root/.ssh/authorized_keys"
+        authorized.write_text(self.key.with_suffix(".pub").read_text())
+        authorized.chmod(0o600)
+        (target / "etc/machine-id").write_text("")
+        for path in ("var/lib/kvmft", *(f"opt/guests/{name}" for name in guests)):
+            (target / path).mkdir(parents=True, exist_ok=True)
+
+    def power_on(self, host: str, wait: bool = True) -> None:
+        """Plug the cables in and boot."""
+        if f"{self.name}-{host}" not in net.namespaces():
+            net.plug_in(self.name, host)
+        home = self.base / host
+        guests = [f"--bind-ro={images.postgres_guest()}:/opt/guests/postgres",
+                  f"--bind-ro={images.quick_guest()}:/opt/guests/quick"]  # fmt: skip
+        devices = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/kvm", "/dev/vhost-net")
+                   if os.path.exists(path)]  # fmt: skip
+        command = [
+            "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot",
+            f"--directory={home / 'root'}", f"--machine={self.name}-{host}",
+            f"--hostname={host}",
+            f"--network-namespace-path=/run/netns/{self.name}-{host}", "--capability=all",
+            f"--system-call-filter={SYSCALLS}", "--resolv-conf=off", "--timezone=off",
+            "--link-journal=no", "--kill-signal=SIGRTMIN+3",
+            f"--bind={home / 'kvmft'}:/var/lib/kvmft", *guests, *devices,
+            "--console=pipe",
+        ]  # fmt: skip
+        with (self.build / f"{host}.console").open("ab") as console:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console,
+                                       stderr=console, start_new_session=True)  # fmt: skip
+        (home / "pid").write_text(str(process.pid))
+        if wait:
+            self.wait_ssh(host)
+
+    def power_off(self, host: str) -> float:
+        """A power cut: the cables go dead, then every process is killed at once.
+
+        Returns the time (CLOCK_MONOTONIC, seconds) at which the cables went dead.
+        """
+        for network in net.NETWORKS:
+            net.cable(self.name, host, network, up=False)
+        when = time.monotonic()
+        self._kill(host)
+        net.unplug(self.name, host)
+        return when
+
+    def is_on(self, host: str) -> bool:
+        """True while the server's container runs."""
+        return self._leader(host) is not None
+
+    def _nspawn(self, host: str) -> int | None:
+        try:
+            pid = int((self.base / host / "pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        return pid if f"--machine={self.name}-{host}".encode() in command else None
+
+    def _leader(self, host: str) -> int | None:
+        """The container's PID 1, as this machine numbers it."""
+        pid = self._nspawn(host)
+        if pid is None:
+            return None
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except OSError:
+            return None
+        for child in children:
+            return int(child)
+        return None
+
+    def _kill(self, host: str) -> None:
+        """Killing PID 1 of a PID namespace kills everything in it at once (pid_namespaces(7))."""
+        outer, leader = self._nspawn(host), self._leader(host)
+        for pid in (leader, outer):
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 20
+        while outer is not None and os.path.exists(f"/proc/{outer}") and time.monotonic() < until:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(outer, os.WNOHANG)
+            if _is_zombie(outer):
+                break
+            time.sleep(0.02)
+        (self.base / host / "pid").unlink(missing_ok=True)
+
+    # -- reaching it --------------------------------------------------------------------------------
+
+    def address(self, host: str, network: str = "mgmt") -> str:
+        """A server's address."""
+        return f"{net.NETWORKS[network]}.{net.HOSTS[host]}"
+
+    def inside(self, *command: str) -> list[str]:
+        """`command`, run in the lab's network (where the outside client is)."""
+        return ["ip", "netns", "exec", f"{self.name}-net", *command]
+
+    def ssh_command(self, host: str) -> list[str]:
+        """The ssh command line to a server."""
+        return self.inside(
+            "ssh", "-i", str(self.key), "-o", "StrictHostKeyChecking=no",
+            "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=5",
+            "-o", "BatchMode=yes", f"root@{self.address(host)}",
+        )  # fmt: skip
+
+    def run(self, host: str, command: str, check: bool = True, timeout: float = 120) -> str:
+        """Run a shell command on a server; its standard output."""
+        done = subprocess.run([*self.ssh_command(host), command], capture_output=True, text=True,
+                              timeout=timeout, check=False)  # fmt: skip
+        if check and done.returncode:
+            raise RuntimeError(f"{host}: {command}: exit {done.returncode}: {done.stdout[-2000:]}"
+                               f"{done.stderr[-2000:]}")  # fmt: skip
+        return done.stdout
+
+    def wait_ssh(self, host: str) -> None:
+        """Wait until the server has booted."""
+        until = time.monotonic() + BOOT_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+                self.run(host, "true", timeout=10)
+                return
+            time.sleep(0.3)
+        console = (self.build / f"{host}.console").read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{host} did not boot within {BOOT_SECONDS} s:\n{console}")
+
+    def _write_inventory(self) -> None:
+        import yaml
+
+        def host(name: str) -> dict[str, Any]:
+            return {
+                "ansible_host": self.address(name),
+                "kvmft_management_address": self.address(name),
+                "kvmft_management_interface": "mgmt0",
+                "kvmft_ft_address": self.address(name, "ft"),
+                "kvmft_ft_interface": "ft0",
+                "kvmft_migration_address": self.address(name, "mig"),
+                "kvmft_migration_interface": "mig0",
+            }
+
+        value = {
+            "all": {
+                "vars": {
+                    "ansible_user": "root",
+                    "ansible_ssh_private_key_file": str(self.key),
+                    "ansible_ssh_common_args": "-o StrictHostKeyChecking=no "
+                    "-o UserKnownHostsFile=/dev/null",
+                    "ansible_python_interpreter": "/usr/bin/python3",
+                    "kvmft_pki_dir": str(self.build / "pki"),
+                    # libvirt in a container has no cgroup tree of its own
+                    "kvmft_hypervisor_cgroup_controllers": [],
+                    # two cores carry two servers and an emulated guest here
+                    "kvmft_agent_options": {"detection_ms": 500},
+                },
+                "children": {
+                    "kvmft_hosts": {"hosts": {name: host(name) for name in ("node-a", "node-b")}},
+                    "kvmft_arbiter": {"hosts": {"witness": host("witness")}},
+                },
+            }
+        }
+        self.inventory.write_text(yaml.safe_dump(value, sort_keys=False))
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True

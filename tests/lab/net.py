@@ -1,0 +1,80 @@
+"""The lab's networks: bridges in a network namespace of its own, one more namespace per server."""
+
+from __future__ import annotations
+
+import subprocess
+
+NETWORKS = {"mgmt": "10.90.0", "ft": "10.91.0", "mig": "10.92.0", "lan": "10.93.0"}
+HOSTS = {"node-a": 11, "node-b": 12, "witness": 13}
+CLIENT = 1
+"""Last byte of the outside client's address in each network."""
+
+
+def ip(*arguments: str, ns: str | None = None, check: bool = True) -> None:
+    """Run `ip`, in namespace `ns` if given."""
+    command = ["ip", *(["-n", ns] if ns else []), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def sysctl(ns: str, name: str, value: str) -> None:
+    """Set a sysctl inside a namespace."""
+    path = "/proc/sys/" + name.replace(".", "/")
+    subprocess.run(["ip", "netns", "exec", ns, "sh", "-c", f"echo {value} > {path}"], check=False)
+
+
+def namespaces() -> list[str]:
+    """Names of all network namespaces."""
+    out = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    return [line.split()[0] for line in out.splitlines() if line.strip()]
+
+
+def interface(host: str, network: str) -> str:
+    """The bridge-side end of a server's cable."""
+    return f"{host[-1] if host != 'witness' else 'w'}-{network}"
+
+
+def make_bridges(lab: str) -> None:
+    """The lab's own namespace, with a bridge and an address of the outside client per network."""
+    ns = f"{lab}-net"
+    ip("netns", "add", ns)
+    ip("link", "set", "lo", "up", ns=ns)
+    for network, prefix in NETWORKS.items():
+        bridge = f"br-{network}"
+        ip("link", "add", bridge, "type", "bridge", "forward_delay", "0", "stp_state", "0", ns=ns)
+        ip("addr", "add", f"{prefix}.{CLIENT}/24", "dev", bridge, ns=ns)
+        ip("link", "set", bridge, "up", ns=ns)
+
+
+def plug_in(lab: str, host: str) -> None:
+    """A namespace for `host` with one cable per network; its interfaces are mgmt0, ft0, mig0, lan0.
+
+    lan0 is the uplink of the bridge br0, to which guests are attached.
+    """
+    ns, net = f"{lab}-{host}", f"{lab}-net"
+    ip("netns", "add", ns)
+    ip("link", "set", "lo", "up", ns=ns)
+    for network, prefix in NETWORKS.items():
+        far, near = interface(host, network), f"{network}0"
+        ip("link", "add", far, "netns", net, "type", "veth", "peer", "name", near, "netns", ns)
+        ip("link", "set", far, "master", f"br-{network}", "up", ns=net)
+        ip("link", "set", near, "up", ns=ns)
+        if network != "lan":
+            ip("addr", "add", f"{prefix}.{HOSTS[host]}/24", "dev", near, ns=ns)
+    ip("link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0", ns=ns)
+    ip("link", "set", "lan0", "master", "br0", ns=ns)
+    ip("addr", "add", f"{NETWORKS['lan']}.{HOSTS[host]}/24", "dev", "br0", ns=ns)
+    ip("link", "set", "br0", "up", ns=ns)
+
+
+def cable(lab: str, host: str, network: str, up: bool) -> None:
+    """Pull or put in one cable of `host`, at the switch's side."""
+    ip("link", "set", interface(host, network), "up" if up else "down", ns=f"{lab}-net")
+
+
+def unplug(lab: str, host: str) -> None:
+    """Remove a server's namespace and its cables."""
+    for network in NETWORKS:
+        ip("link", "del", interface(host, network), ns=f"{lab}-net", check=False)
+    ip("netns", "del", f"{lab}-{host}", check=False)
