@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,36 @@ class Lab:
     def inside(self, *command: str) -> list[str]:
         """`command`, run in the lab's network (where the outside client is)."""
         return ["ip", "netns", "exec", f"{self.name}-net", *command]
+
+    def ansible_environment(self) -> dict[str, str]:
+        """Environment in which Ansible finds this checkout as the collection kvmft.core."""
+        link = ROOT / "build/collections/ansible_collections/kvmft/core"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(ROOT)
+        return {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build/collections"),
+            "ANSIBLE_HOST_KEY_CHECKING": "false",
+            "ANSIBLE_PIPELINING": "true",
+            "ANSIBLE_FORKS": "6",
+            "ANSIBLE_HOME": str(ROOT / "build/ansible"),
+        }
+
+    def playbook_command(self, *arguments: str) -> list[str]:
+        """`ansible-playbook` against this lab; run it in `ansible_environment()`."""
+        program = str(Path(sys.executable).parent / "ansible-playbook")
+        return self.inside(program, "-i", str(self.inventory), *arguments)
+
+    def playbook(self, *arguments: str, timeout: float = 900) -> str:
+        """Run a playbook; its output. Raises RuntimeError with the output when it fails."""
+        done = subprocess.run(self.playbook_command(*arguments), env=self.ansible_environment(),
+                              cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+                              check=False)  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"playbook {' '.join(arguments)} failed:\n{done.stdout[-4000:]}"
+                               f"{done.stderr[-2000:]}")  # fmt: skip
+        return done.stdout
 
     def ssh_command(self, host: str) -> list[str]:
         """The ssh command line to a server."""
