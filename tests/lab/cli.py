@@ -1,140 +1,176 @@
-"""The verbs of `./dev` that need the lab: `python -m tests.lab.cli VERB ...`."""
+"""The verbs of `./dev`, after it has set everything up."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
-from tests.lab import net
-from tests.lab.lab import Lab
+from tests.lab.lab import ROOT, Lab
 
-EXIT_USAGE = 2
+WHEELS = ROOT / "roles" / "runtime" / "files"
+STAGES = ("lint", "unit", "pair", "lab")
 
 
-def _lab(arguments: argparse.Namespace) -> int:
-    lab = Lab(arguments.lab, arguments.release)
-    if arguments.action == "up":
-        lab.up()
-        print(usage(lab))
-    elif arguments.action == "down":
-        lab.down()
-    elif arguments.action == "status":
-        for host, state in lab.status().items():
-            print(f"{host}\t{state}\t{lab.address(host)}")
-    elif arguments.action == "power-off":
-        lab.power_off(arguments.host)
-    elif arguments.action == "power-on":
-        if not lab.is_on(arguments.host):
-            lab.power_on(arguments.host)
-    elif arguments.action == "ssh":
-        command = lab.ssh_command(arguments.host)
-        os.execvp(command[0], [*command, *arguments.command])
-    elif arguments.action == "playbook":
-        return subprocess.run(
-            lab.playbook_command(*arguments.command), check=False, env=lab.ansible_environment()
-        ).returncode
-    elif arguments.action == "guest":
-        from tests.lab import guests
+def build_wheel() -> Path:
+    """The runtime's wheel, in the role that installs it; made anew only when the source changed."""
+    sources = [*sorted((ROOT / "runtime" / "src").rglob("*.py")), ROOT / "runtime" / "pyproject.toml"]
+    newest = max(path.stat().st_mtime for path in sources)
+    found = sorted(WHEELS.glob("kvmft-*.whl"))
+    if found and found[0].stat().st_mtime >= newest:
+        return found[0]
+    for old in found:
+        old.unlink()
+    work = ROOT / "build" / "wheel"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(ROOT / "runtime", work, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--wheel-dir", str(WHEELS), str(work)],
+        check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+    )  # fmt: skip
+    return next(WHEELS.glob("kvmft-*.whl"))
 
-        guest = {"pg": guests.POSTGRES, "quick": guests.QUICK}[arguments.kind]
-        guests.start(lab, arguments.host, guest, own_monitor=arguments.own_monitor)
-        seconds = guests.wait_up(lab, guest)
-        print(f"{guest.name} answers on {guest.address}:{guest.port} after {seconds:.1f} s")
+
+def playbook(lab: Lab, name: str, *arguments: str, quiet: bool = False) -> str:
+    """Run a playbook of the collection against the lab; its output."""
+    command = lab.inside(
+        str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(lab.inventory),
+        str(ROOT / "playbooks" / f"{name}.yml"), *arguments,
+    )  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if not quiet:
+            print(line, end="", flush=True)
+    if process.wait():
+        raise RuntimeError(f"playbook {name} failed:\n{''.join(lines[-40:])}")
+    return "".join(lines)
+
+
+def site(lab: Lab, quiet: bool = False) -> str:
+    """Build the wheel and run site.yml."""
+    build_wheel()
+    return playbook(lab, "site", quiet=quiet)
+
+
+def lint() -> int:
+    """ruff, mypy and ansible-lint; the number of them that complain."""
+    bin_ = Path(sys.executable).parent
+    collection = ROOT / "build" / "collections" / "ansible_collections" / "kvmft" / "core"
+    commands = [
+        [str(bin_ / "ruff"), "check", "runtime/src", "tests", "plugins"],
+        [str(bin_ / "mypy"), "runtime/src/kvmft"],
+        [str(bin_ / "ansible-lint"), "--offline", "-q", "--profile", "production", "roles",
+         "playbooks"],
+    ]  # fmt: skip
+    failed = 0
+    for command in commands:
+        where = collection if "ansible-lint" in command[0] else ROOT
+        print(f"== {Path(command[0]).name}", flush=True)
+        failed += subprocess.run(command, cwd=where, check=False).returncode != 0
+    return failed
+
+
+def pytest(*arguments: str) -> int:
+    """Run pytest in the project's root; its exit code."""
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT,
+                          check=False).returncode  # fmt: skip
+
+
+def test(only: str | None) -> int:
+    """All stages, quick ones first; the first failing one ends it."""
+    if only is not None and only not in STAGES:
+        print(f"dev: there is no stage {only!r}; stages are {', '.join(STAGES)}.", file=sys.stderr)
+        return 2
+    for stage in STAGES if only is None else (only,):
+        begun = time.monotonic()
+        print(f"=== {stage}", flush=True)
+        code = lint() if stage == "lint" else pytest(f"tests/{stage}")
+        print(f"=== {stage}: {'failed' if code else 'passed'} in {time.monotonic() - begun:.0f} s",
+              flush=True)  # fmt: skip
+        if code:
+            return 1
     return 0
 
 
-def usage(lab: Lab) -> str:
-    """What to type next, for a person who has just brought the lab up."""
-    return (
-        f"Lab {lab.name} is up: {', '.join(net.HOSTS)} (Debian {lab.release}).\n"
-        f"  ./dev lab ssh node-a                 a shell on a server\n"
-        f"  ./dev lab playbook playbooks/site.yml    Ansible over SSH, inventory {lab.inventory}\n"
-        f"  ./dev lab guest pg node-a            start the PostgreSQL guest db1 (or: quick)\n"
-        f"  ./dev lab power-off node-a           a power cut; power-on brings it back"
-    )
+def _lab(options: argparse.Namespace) -> int:
+    lab = Lab(release=options.release)
+    if options.action == "up":
+        lab.up()
+        print(f"The lab {lab.name} is up. Inventory: {lab.inventory}")
+    elif options.action == "down":
+        lab.down()
+    elif options.action == "status":
+        for host, state in lab.status().items():
+            print(f"{host:10s} {state}")
+    elif options.action in ("ssh", "power-off", "power-on"):
+        if not options.arguments:
+            print(f"dev: name a server: ./dev lab {options.action} node-a", file=sys.stderr)
+            return 2
+        host, *command = options.arguments
+        if options.action == "ssh":
+            return subprocess.run([*lab.ssh_command(host), *command], check=False).returncode
+        (lab.power_off if options.action == "power-off" else lab.power_on)(host)
+    return 0
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    from tests.lab import demo
-
-    return demo.main(Lab(arguments.lab, arguments.release), kills=arguments.kills,
-                     keep=arguments.keep)  # fmt: skip
-
-
-def _test(arguments: argparse.Namespace) -> int:
-    from tests.lab import stages
-
-    return stages.run(arguments.only, Lab(arguments.lab, arguments.release))
-
-
-def _clean(arguments: argparse.Namespace) -> int:
-    from tests.lab import stages
-
-    return stages.clean(Lab(arguments.lab, arguments.release))
+def _clean() -> int:
+    for base in Path("/var/lib/kvmft-lab").glob("*"):
+        Lab(base.name).down()
+    for name in ("build", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis"):
+        shutil.rmtree(ROOT / name, ignore_errors=True)
+    for wheel in WHEELS.glob("kvmft-*.whl"):
+        wheel.unlink()
+    with contextlib.suppress(OSError):
+        shutil.rmtree(ROOT / ".venv")
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    from tests.lab.stages import STAGES
+def main() -> int:
+    """Run one verb."""
+    parser = argparse.ArgumentParser(prog="dev")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    demo = verbs.add_parser("demo")
+    demo.add_argument("--kills", type=int, default=1)
+    demo.add_argument("--release", choices=("12", "13"), default="12")
+    verbs.add_parser("test").add_argument("--only")
+    for name in ("lint", "wheel", "clean"):
+        verbs.add_parser(name)
+    verbs.add_parser("bench")
+    verbs.add_parser("site")
+    lab = verbs.add_parser("lab")
+    lab.add_argument("action", choices=("up", "down", "status", "ssh", "power-off", "power-on"))
+    lab.add_argument("--release", choices=("12", "13"), default="12")
+    lab.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    match options.verb:
+        case "demo":
+            from tests.lab import demo as demo_module
 
-    parser = argparse.ArgumentParser(prog="./dev", description="kvmft: demo, tests and lab")
-    parser.add_argument("--lab", default=os.environ.get("KVMFT_LAB", "kvmft"), help="lab's name")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, text: str, function: object) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text)
-        sub.add_argument("--release", choices=("12", "13"), help="Debian release of the servers",
-                         default=os.environ.get("KVMFT_RELEASE", "12"))  # fmt: skip
-        sub.set_defaults(function=function)
-        return sub
-
-    demo = verb("demo", "protect a VM with a database, kill its server, check the data", _demo)
-    demo.add_argument("--kills", type=int, default=1, help="power cuts in a row (default 1)")
-    demo.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
-    test = verb("test", "lint, unit, simulation and end-to-end tests", _test)
-    test.add_argument("--only", choices=STAGES, action="append", help="run this stage alone")
-    lint = verb("lint", "ruff, mypy and ansible-lint", _test)
-    lint.set_defaults(only=["lint"])
-    sim = verb("sim", "the core under simulated faults", _test)
-    sim.set_defaults(only=["sim"])
-    bench = verb("bench", "measure pauses and gaps in the lab", _test)
-    bench.set_defaults(only=["bench"])
-    verb("clean", "remove labs, the virtual environment, build results and caches", _clean)
-
-    lab = verb("lab", "servers as system containers", _lab)
-    actions = lab.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("up", help="make and boot the servers").add_argument(
-        "--release", choices=("12", "13"), default=argparse.SUPPRESS
-    )
-    actions.add_parser("down", help="take everything away")
-    actions.add_parser("status", help="which servers are on")
-    for name, text in (("ssh", "run a command or a shell on a server"),
-                       ("power-off", "cut a server's power"),
-                       ("power-on", "give a server power again")):  # fmt: skip
-        sub = actions.add_parser(name, help=text)
-        sub.add_argument("host", choices=tuple(net.HOSTS))
-        if name == "ssh":
-            sub.add_argument("command", nargs=argparse.REMAINDER)
-    playbook = actions.add_parser("playbook", help="run ansible-playbook against the lab")
-    playbook.add_argument("command", nargs=argparse.REMAINDER)
-    guest = actions.add_parser("guest", help="define and start a guest on a server")
-    guest.add_argument("kind", choices=("pg", "quick"))
-    guest.add_argument("host", choices=("node-a", "node-b"))
-    guest.add_argument("--own-monitor", action="store_true", help="with a monitor socket of its own")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one verb; its exit status."""
-    arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.function(arguments))
-    except (RuntimeError, subprocess.CalledProcessError) as error:
-        print(f"dev: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+            return demo_module.main(options.kills, options.release)
+        case "test":
+            return test(options.only)
+        case "lint":
+            return 1 if lint() else 0
+        case "wheel":
+            print(build_wheel())
+        case "site":
+            site(Lab())
+        case "bench":
+            return pytest("-s", "tests/bench")
+        case "lab":
+            return _lab(options)
+        case "clean":
+            return _clean()
+    return 0
 
 
 if __name__ == "__main__":
