@@ -102,8 +102,6 @@ class Lab:
 
     def power_on(self, host: str, wait: bool = True) -> None:
         """Plug the cables in and boot."""
-        if f"{self.name}-{host}" not in net.namespaces():
-            net.plug_in(self.name, host)
         home = self.base / host
         guests = [f"--bind-ro={images.postgres_guest()}:/opt/guests/postgres",
                   f"--bind-ro={images.quick_guest()}:/opt/guests/quick"]  # fmt: skip
@@ -113,7 +111,7 @@ class Lab:
             "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot",
             f"--directory={home / 'root'}", f"--machine={self.name}-{host}",
             f"--hostname={host}",
-            f"--network-namespace-path=/run/netns/{self.name}-{host}", "--capability=all",
+            "--private-network", "--capability=all",
             f"--system-call-filter={SYSCALLS}", "--resolv-conf=off", "--timezone=off",
             "--link-journal=no", "--kill-signal=SIGRTMIN+3",
             f"--bind={home / 'kvmft'}:/var/lib/kvmft", *guests, *devices,
@@ -123,6 +121,14 @@ class Lab:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console,
                                        stderr=console, start_new_session=True)  # fmt: skip
         (home / "pid").write_text(str(process.pid))
+        until = time.monotonic() + BOOT_SECONDS
+        while (leader := self._leader(host)) is None:
+            if process.poll() is not None or time.monotonic() > until:
+                console = (self.build / f"{host}.console").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{host} does not start:\n{console}")
+            time.sleep(0.02)
+        net.unplug(self.name, host)
+        net.plug_in(self.name, host, leader)
         if wait:
             self.wait_ssh(host)
 
