@@ -63,6 +63,9 @@ class Monitor(Protocol):
     def execute(self, name: str, **arguments: Any) -> Any:
         """One command, waited for; its return value, or MonitorError."""
 
+    def perform(self, item: Command) -> Any:
+        """Like `execute`, for a command made elsewhere."""
+
     def close(self) -> None:
         """Let go of the monitor; the VM is not touched."""
 
@@ -77,8 +80,12 @@ class _Waiting:
         raise NotImplementedError
 
     def execute(self, name: str, **arguments: Any) -> Any:
+        return self.perform(command(name, **arguments))
+
+    def perform(self, item: Command) -> Any:
         replies: list[Reply] = []
-        self.batch([command(name, **arguments)], replies.extend)
+        name = item.name
+        self.batch([item], replies.extend)
         if not self._reactor.run_until(lambda: bool(replies), EXECUTE_TIMEOUT):
             raise MonitorError(name, f"no answer within {EXECUTE_TIMEOUT:.0f} s")
         if "error" in replies[0]:

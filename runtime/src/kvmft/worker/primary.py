@@ -16,7 +16,7 @@ from kvmft.adapters import ftlog
 from kvmft.adapters.arbiter_client import ArbiterClient
 from kvmft.adapters.memory import GuestMemory, drop_zero_pages
 from kvmft.adapters.nbd import NbdServer
-from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor
+from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor, command
 from kvmft.adapters.ramblocks import discover
 from kvmft.adapters.reactor import READ, Reactor, Timer
 from kvmft.adapters.redirector import RedirectorPort, Segment
@@ -487,12 +487,12 @@ class PrimaryWorker:
         monitor = self.monitor
         names = [qemu_setup.job_of(disk.target) for disk in self.config.disks]
         for name in names:
-            qemu_setup.quietly(monitor, "block-job-cancel", device=name, force=True)
+            qemu_setup.quietly(monitor, command("block-job-cancel", device=name, force=True))
         until = self.reactor.now() + 10
         while set(names) & set(qemu_setup.jobs(monitor)) and self.reactor.now() < until:
             self.reactor.step(0.01)
         for name in names:
-            qemu_setup.quietly(monitor, "blockdev-del", node_name=name)
+            qemu_setup.quietly(monitor, command("blockdev-del", node_name=name))
         for server in self.servers:
             server.close()
         self.servers.clear()

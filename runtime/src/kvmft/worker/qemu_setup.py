@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvmft.adapters.qmp import Monitor, MonitorError
+from kvmft.adapters.qmp import Command, Monitor, MonitorError
 from kvmft.adapters.redirector import attach_commands, detach_commands
 from kvmft.errors import KvmftError
 
@@ -57,10 +57,10 @@ def jobs(monitor: Monitor) -> dict[str, dict[str, Any]]:
     return {job["device"]: job for job in found if job["device"].startswith(PREFIX + "-")}
 
 
-def quietly(monitor: Monitor, name: str, **arguments: Any) -> bool:
+def quietly(monitor: Monitor, item: Command) -> bool:
     """Run a command whose object may be gone already; false when QEMU refused it."""
     try:
-        monitor.execute(name, **arguments)
+        monitor.perform(item)
     except MonitorError:
         return False
     return True
@@ -70,10 +70,10 @@ def remove_redirectors(monitor: Monitor, nics: tuple[str, ...], run_dir: str) ->
     """Open the VM's output: after this, packets flow as if we had never been there."""
     for nic in nics:
         for item in detach_commands(f"host{nic}", f"{PREFIX}-{nic}", run_dir):
-            quietly(monitor, item.name, **item.arguments)
+            quietly(monitor, item)
 
 
 def install_redirector(monitor: Monitor, nic: str, run_dir: str) -> None:
     """Put the redirector of interface `nic` (libvirt alias, `net0`) into the VM's output."""
     for item in attach_commands(f"host{nic}", f"{PREFIX}-{nic}", run_dir):
-        monitor.execute(item.name, **item.arguments)
+        monitor.perform(item)
