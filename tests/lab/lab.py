@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -68,7 +69,8 @@ class Lab:
             net.ip("netns", "del", f"{self.name}-net", check=False)
         for host in net.HOSTS:
             net.ip("netns", "del", f"{self.name}-{host}", check=False)
-            subprocess.run(["umount", "-q", str(self.base / host / "root")], check=False)
+            subprocess.run(["umount", "-q", str(self.base / host / "root")], check=False,
+                           stderr=subprocess.DEVNULL)  # fmt: skip
         shutil.rmtree(self.base, ignore_errors=True)
         shutil.rmtree(self.build, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -122,7 +124,7 @@ class Lab:
                                        stderr=console, start_new_session=True)  # fmt: skip
         (home / "pid").write_text(str(process.pid))
         until = time.monotonic() + BOOT_SECONDS
-        while (leader := self._leader(host)) is None:
+        while (leader := self._leader(host)) is None or not _has_own_network(leader):
             if process.poll() is not None or time.monotonic() > until:
                 console = (self.build / f"{host}.console").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"{host} does not start:\n{console}")
@@ -275,6 +277,8 @@ class Lab:
                     "ansible_ssh_common_args": "-o StrictHostKeyChecking=no "
                     "-o UserKnownHostsFile=/dev/null",
                     "ansible_python_interpreter": "/usr/bin/python3",
+                    # Labs have the same addresses: a shared SSH master would lead to another lab.
+                    "ansible_control_path_dir": f"/run/kvmft-lab/{self.name}",
                     "kvmft_pki_dir": str(self.build / "pki"),
                     # libvirt in a container has no cgroup tree of its own
                     "kvmft_hypervisor_cgroup_controllers": [],
@@ -288,6 +292,20 @@ class Lab:
             }
         }
         self.inventory.write_text(yaml.safe_dump(value, sort_keys=False))
+
+
+def _has_own_network(pid: int) -> bool:
+    """True once `pid` is the container's PID 1 and has left this machine's network.
+
+    systemd-nspawn forks twice; its first child is there for a moment only.
+    """
+    try:
+        numbers = re.search(r"^NSpid:\t(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        network = os.readlink(f"/proc/{pid}/ns/net")
+    except OSError:
+        return False
+    is_first = numbers is not None and numbers[1].split()[-1] == "1"
+    return is_first and network != os.readlink("/proc/self/ns/net")
 
 
 def _is_zombie(pid: int) -> bool:
