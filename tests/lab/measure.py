@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -39,24 +40,12 @@ class ClientLog:
         return log
 
 
-def gap_around(times: Iterable[float], when: float) -> float | None:
-    """Seconds without an answer around `when`; None if nothing was answered before or since."""
-    before = after = None
-    for time in sorted(times):
-        if time <= when:
-            before = time
-        else:
-            after = time
-            break
-    return None if before is None or after is None else after - before
-
-
 def longest_gap(times: Iterable[float], start: float, end: float) -> float | None:
     """The longest time between two answers that touches the span from `start` to `end`, seconds."""
     ordered = sorted(times)
     gaps = [
         later - earlier
-        for earlier, later in zip(ordered, ordered[1:], strict=False)
+        for earlier, later in itertools.pairwise(ordered)
         if later >= start and earlier <= end
     ]
     return max(gaps, default=None)

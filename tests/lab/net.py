@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import time
 
 NETWORKS = {"mgmt": "10.90.0", "ft": "10.91.0", "mig": "10.92.0", "lan": "10.93.0"}
 HOSTS = {"node-a": 11, "node-b": 12, "witness": 13}
@@ -56,7 +54,6 @@ def plug_in(lab: str, host: str, leader: int) -> None:
     lan0 is the uplink of the bridge br0, to which guests are attached.
     """
     ns, net = f"{lab}-{host}", f"{lab}-net"
-    _wait_for_own_namespace(leader)
     ip("netns", "attach", ns, str(leader))
     ip("link", "set", "lo", "up", ns=ns)
     for network, prefix in NETWORKS.items():
@@ -70,16 +67,6 @@ def plug_in(lab: str, host: str, leader: int) -> None:
     ip("link", "set", "lan0", "master", "br0", ns=ns)
     ip("addr", "add", f"{NETWORKS['lan']}.{HOSTS[host]}/24", "dev", "br0", ns=ns)
     ip("link", "set", "br0", "up", ns=ns)
-
-
-def _wait_for_own_namespace(pid: int) -> None:
-    """The container's first process leaves this machine's network a moment after its start."""
-    ours = os.readlink("/proc/self/ns/net")
-    for _ in range(500):
-        if os.readlink(f"/proc/{pid}/ns/net") != ours:
-            return
-        time.sleep(0.01)
-    raise RuntimeError(f"process {pid} never got a network namespace of its own")
 
 
 def cable(lab: str, host: str, network: str, up: bool) -> None:
