@@ -46,6 +46,7 @@ class Lab:
             self.down()
         self.base.mkdir(parents=True, exist_ok=True)
         marker.write_text(self.release)
+        (self.base / "cp").mkdir(mode=0o700, exist_ok=True)
         if not self.key.exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)],
                            check=True)  # fmt: skip
@@ -61,6 +62,9 @@ class Lab:
 
     def down(self) -> None:
         """Take everything away."""
+        for socket in (self.base / "cp").glob("*"):
+            subprocess.run(["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "lab"], check=False,
+                           capture_output=True)  # fmt: skip
         for host in net.HOSTS:
             self._kill(host)
         if f"{self.name}-net" in net.namespaces():
@@ -277,6 +281,8 @@ class Lab:
                     "ansible_ssh_common_args": "-o StrictHostKeyChecking=no "
                     "-o UserKnownHostsFile=/dev/null",
                     "ansible_python_interpreter": "/usr/bin/python3",
+                    # Labs share their addresses: a kept connection must not lead into another one.
+                    "ansible_control_path_dir": str(self.base / "cp"),
                     # Labs have the same addresses: a shared SSH master would lead to another lab.
                     "ansible_control_path_dir": f"/run/kvmft-lab/{self.name}",
                     "kvmft_pki_dir": str(self.build / "pki"),
