@@ -33,6 +33,8 @@ class Lab:
         self.build = ROOT / "build" / "lab" / self.name
         self.key = self.build / "id_ed25519"
         self.inventory = self.build / "inventory.yml"
+        self.masters = Path("/run/kvmft-lab") / self.name
+        """Sockets of the SSH connections that Ansible keeps open."""
 
     # -- the whole ----------------------------------------------------------------------------------
 
@@ -46,7 +48,6 @@ class Lab:
             self.down()
         self.base.mkdir(parents=True, exist_ok=True)
         marker.write_text(self.release)
-        (self.base / "cp").mkdir(mode=0o700, exist_ok=True)
         if not self.key.exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)],
                            check=True)  # fmt: skip
@@ -62,7 +63,7 @@ class Lab:
 
     def down(self) -> None:
         """Take everything away."""
-        for socket in (self.base / "cp").glob("*"):
+        for socket in self.masters.glob("*"):
             subprocess.run(["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "lab"], check=False,
                            capture_output=True)  # fmt: skip
         for host in net.HOSTS:
@@ -77,6 +78,7 @@ class Lab:
                            stderr=subprocess.DEVNULL)  # fmt: skip
         shutil.rmtree(self.base, ignore_errors=True)
         shutil.rmtree(self.build, ignore_errors=True)
+        shutil.rmtree(self.masters, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.base.parent.rmdir()
 
@@ -281,10 +283,8 @@ class Lab:
                     "ansible_ssh_common_args": "-o StrictHostKeyChecking=no "
                     "-o UserKnownHostsFile=/dev/null",
                     "ansible_python_interpreter": "/usr/bin/python3",
-                    # Labs share their addresses: a kept connection must not lead into another one.
-                    "ansible_control_path_dir": str(self.base / "cp"),
                     # Labs have the same addresses: a shared SSH master would lead to another lab.
-                    "ansible_control_path_dir": f"/run/kvmft-lab/{self.name}",
+                    "ansible_control_path_dir": str(self.masters),
                     "kvmft_pki_dir": str(self.build / "pki"),
                     # libvirt in a container has no cgroup tree of its own
                     "kvmft_hypervisor_cgroup_controllers": [],
