@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab import guests, measure
+from tests.lab import cli, guests, measure
 from tests.lab.lab import ROOT, Lab
 
 REPORT = ROOT / "build" / "demo-report.json"
@@ -217,8 +217,6 @@ def _report(lab: Lab, rounds: list[Round], log: measure.ClientLog, stored: list[
 
 
 def _prepare(lab: Lab) -> None:
-    from tests.lab import cli
-
     say("== The lab: two servers and the arbiter's machine")
     lab.down()
     lab.up()
@@ -239,7 +237,7 @@ def run(lab: Lab, kills: int) -> dict[str, Any]:
     try:
         client.wait_answers(0.0, ANSWER_SECONDS)
         say("== Fault tolerance on, while the VM runs and the client writes")
-        lab.run("node-a", f"kvmft enable {VM} --secondary node-b")
+        cli.playbook(lab, "enable", "-e", f"vm={VM}", quiet=True)
         primary, secondary = "node-a", "node-b"
         versions = {host: {name: kvmft(lab, host, "host").get(name) for name in
                            ("version", "qemu", "libvirt", "kernel", "python")}
