@@ -1,0 +1,33 @@
+"""A lab for the end-to-end tests: brought up and set up once per run, taken away afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import cli, guests
+from tests.lab.lab import Lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Servers on which site.yml has run. KVMFT_KEEP=1 leaves them up for a look."""
+    made = Lab(os.environ.get("KVMFT_LAB", "test"), os.environ.get("KVMFT_RELEASE", "12"))
+    made.down()
+    try:
+        made.up()
+        cli.site(made, quiet=True)
+        yield made
+    finally:
+        if "KVMFT_KEEP" not in os.environ:
+            made.down()
+
+
+@pytest.fixture(scope="session")
+def quick(lab: Lab) -> guests.Guest:
+    """The busybox guest, running unprotected on node-a, started by plain virsh."""
+    guests.start(lab, "node-a", guests.QUICK)
+    guests.wait_up(lab, guests.QUICK)
+    return guests.QUICK
