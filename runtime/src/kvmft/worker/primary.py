@@ -638,7 +638,8 @@ def qemu_directory(run_dir: str, pid: int) -> str:
     """A directory in `run_dir` where QEMU process `pid` may make and open files; its path."""
     path = os.path.join(run_dir, "qemu")
     os.makedirs(path, mode=0o700, exist_ok=True)
-    os.chmod(run_dir, 0o711)
+    for above in (os.path.dirname(run_dir), run_dir):
+        os.chmod(above, 0o711)  # whatever the umask: QEMU's user must get through, not look around
     os.chown(path, *qemu_owner(pid))
     return path
 
