@@ -35,6 +35,11 @@ def interface(host: str, network: str) -> str:
     return f"{host[-1] if host != 'witness' else 'w'}-{network}"
 
 
+def hardware_address(host: str, network: str) -> str:
+    """A server keeps its MAC addresses over a reboot, or its neighbours look for it in vain."""
+    return f"02:6b:76:6d:{list(NETWORKS).index(network):02x}:{HOSTS[host]:02x}"
+
+
 def make_bridges(lab: str) -> None:
     """The lab's own namespace, with a bridge and an address of the outside client per network."""
     ns = f"{lab}-net"
@@ -58,7 +63,8 @@ def plug_in(lab: str, host: str, leader: int) -> None:
     ip("link", "set", "lo", "up", ns=ns)
     for network, prefix in NETWORKS.items():
         far, near = interface(host, network), f"{network}0"
-        ip("link", "add", far, "netns", net, "type", "veth", "peer", "name", near, "netns", ns)
+        ip("link", "add", far, "netns", net, "type", "veth", "peer", "name", near,
+           "address", hardware_address(host, network), "netns", ns)
         ip("link", "set", far, "master", f"br-{network}", "up", ns=net)
         ip("link", "set", near, "up", ns=ns)
         if network != "lan":
