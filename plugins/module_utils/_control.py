@@ -31,7 +31,7 @@ class ControlError(Exception):
             # The agent's message repeats the reasons in one paragraph; a list reads better.
             sentences = [self.message.split(":", 1)[0] + ":"]
             sentences += [
-                "(%d) %s %s" % (number, each.get("message", ""), each.get("remedy", ""))
+                f"({number}) {each.get('message', '')} {each.get('remedy', '')}"
                 for number, each in enumerate(self.reasons, 1)
             ]
             sentences.append(self.remedy)
@@ -58,13 +58,13 @@ class Control:
         except socket.timeout as error:
             raise ControlError(
                 "agent_silent",
-                "The agent at %s did not answer %s within %g s." % (self.path, op, self.timeout),
+                f"The agent at {self.path} did not answer {op} within {self.timeout:g} s.",
                 "See `journalctl -u kvmft-agent` on the host.",
             ) from error
         except OSError as error:
             raise ControlError(
                 "agent_down",
-                "No agent answers at %s: %s." % (self.path, error.strerror or error),
+                f"No agent answers at {self.path}: {error.strerror or error}.",
                 "Run the module on a host of kvmft_hosts as root (become), and start the agent there: "
                 "systemctl start kvmft-agent.",
             ) from error
@@ -98,7 +98,7 @@ class Control:
         except (ValueError, KeyError, TypeError, AttributeError) as wrong:
             raise ControlError(
                 "agent_reply",
-                "The agent's reply to %s is not understood: %r." % (op, reply[:200]),
+                f"The agent's reply to {op} is not understood: {reply[:200]!r}.",
                 "Use a collection and an agent of the same version; the site playbook installs both.",
             ) from wrong
         raise refusal

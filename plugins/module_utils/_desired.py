@@ -35,7 +35,7 @@ def plan(
     ValueError for a combination that cannot be had.
     """
     if state not in DESIRED:
-        raise ValueError("state is %r; it must be one of %s" % (state, ", ".join(DESIRED)))
+        raise ValueError("state is {!r}; it must be one of {}".format(state, ", ".join(DESIRED)))
     desired = status.get("desired") or "disabled"
     have = dict(status.get("options") or {})
     before: dict[str, t.Any] = {"state": desired}
@@ -50,8 +50,8 @@ def plan(
         moves = bool(secondary) and status.get("secondary") not in (None, secondary)
         if moves and desired != "disabled":
             raise ValueError(
-                "the secondary is on %s already and this version does not move it to %s; disable the "
-                "VM's fault tolerance first" % (status.get("secondary"), secondary)
+                "the secondary is on {} already and this version does not move it to {}; disable the "
+                "VM's fault tolerance first".format(status.get("secondary"), secondary)
             )
         if desired != "enabled" or merged != have:
             op = "vm_resume" if desired == "suspended" else "vm_enable"

@@ -80,7 +80,6 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.kvmft.core.plugins.module_utils._control import Control, ControlError
 
 POLL = 0.25  # seconds between two looks at the status
@@ -119,8 +118,9 @@ def run(module: AnsibleModule, control: Control) -> None:
         if not done:
             last = result["status"]
             module.fail_json(
-                msg="VM %s does not run on %s after %d s: it is %s on %s (%s). See `kvmft events --vm %s` on both "
-                "hosts." % (name, target, params["timeout"], last.get("state"), last.get("primary"), last.get("reason"), name),
+                msg=f"VM {name} does not run on {target} after {params['timeout']} s: it is "
+                f"{last.get('state')} on {last.get('primary')} ({last.get('reason')}). "
+                f"See `kvmft events --vm {name}` on both hosts.",
                 code="timeout",
                 **result,
             )

@@ -63,7 +63,6 @@ probes:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.kvmft.core.plugins.module_utils._control import Control, ControlError
 
 

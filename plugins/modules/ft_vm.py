@@ -138,7 +138,6 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.kvmft.core.plugins.module_utils import _desired
 from ansible_collections.kvmft.core.plugins.module_utils._control import Control, ControlError
 
@@ -165,7 +164,7 @@ def run(module: AnsibleModule, control: Control) -> None:
     try:
         plan = _desired.plan(status, state, params["secondary"], params["options"])
     except ValueError as error:
-        module.fail_json(msg="VM %s: %s." % (name, error), code="not_possible", status=status)
+        module.fail_json(msg=f"VM {name}: {error}.", code="not_possible", status=status)
     result: dict[str, t.Any] = {"changed": plan.changed, "status": status}
     if module._diff:
         result["diff"] = {"before": plan.before, "after": plan.after}
@@ -177,9 +176,9 @@ def run(module: AnsibleModule, control: Control) -> None:
         if not done:
             last = result["status"]
             module.fail_json(
-                msg="VM %s did not become %s within %d s: it is %s (%s). The VM runs on and the agent goes "
-                "on trying; see `kvmft events --vm %s`, or raise timeout."
-                % (name, state, params["timeout"], last.get("state"), last.get("reason"), name),
+                msg=f"VM {name} did not become {state} within {params['timeout']} s: it is "
+                f"{last.get('state')} ({last.get('reason')}). The VM runs on and the agent goes on "
+                f"trying; see `kvmft events --vm {name}`, or raise timeout.",
                 code="timeout",
                 **result,
             )
