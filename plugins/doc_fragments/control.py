@@ -22,6 +22,8 @@ attributes:
   action_group:
     description: Use C(group/kvmft.core.ft) in C(module_defaults) to set defaults for these modules.
     support: full
+    membership:
+      - kvmft.core.ft
 requirements:
   - a running C(kvmft-agent.service) on the host
 notes:
