@@ -80,6 +80,10 @@ class Lab:
         shutil.rmtree(self.base, ignore_errors=True)
         shutil.rmtree(self.build, ignore_errors=True)
         shutil.rmtree(self.masters, ignore_errors=True)
+        for host in net.HOSTS:
+            # systemd-nspawn that was killed leaves its (empty) folder of propagated mounts.
+            with contextlib.suppress(OSError):
+                Path(f"/run/systemd/nspawn/propagate/{self.name}-{host}").rmdir()
         with contextlib.suppress(OSError):
             self.base.parent.rmdir()
 
