@@ -66,7 +66,7 @@ def test_silence_claims_at_once_and_a_win_activates_the_last_commit() -> None:
     drive = Driver().to_ready()
     drive.commit(2)
     assert drive(ev.PeerLost(ev.Loss.SILENCE, "silent")) == ["DropPeer", "Report", "StartClaim"]
-    assert drive(ev.Claimed(won=True)) == ["Activate"]
+    assert drive(ev.Claimed(won=True)) == ["DropPeer", "Activate"]
     assert drive.all[-1] == ev.Activate(2)
     assert drive(ev.Activated()) == ["Report", "Finish"]
 
@@ -76,7 +76,7 @@ def test_activation_waits_until_the_commit_is_applied_whole() -> None:
     drive(ev.Staged(2))
     drive(ev.Committed(2))
     drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
-    assert drive(ev.Claimed(won=True)) == []
+    assert drive(ev.Claimed(won=True)) == ["DropPeer"]
     assert drive(ev.Applied(2)) == ["Activate"]
 
 
@@ -100,7 +100,7 @@ def test_a_lost_claim_discards_the_replica() -> None:
     drive = Driver().to_ready()
     drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
     effects = drive(ev.Claimed(won=False, reason="the primary went solo"))
-    assert effects == ["Discard", "Report", "Finish"]
+    assert effects == ["DropPeer", "Discard", "Report", "Finish"]
     assert not any(isinstance(each, ev.Activate) for each in drive.all)
 
 
@@ -129,6 +129,20 @@ def test_a_person_may_order_it_only_when_a_commit_exists() -> None:
     with pytest.raises(ev.IllegalEvent):
         drive(ev.ClaimAsked())
     assert "StartClaim" in Driver().to_ready()(ev.ClaimAsked())
+
+
+def test_an_ordered_failover_keeps_the_link_until_the_verdict() -> None:
+    drive = Driver().to_ready()
+    assert "DropPeer" not in drive(ev.ClaimAsked())
+    assert drive(ev.Staged(2)) == [], "and acknowledges nothing any more"
+    assert drive(ev.Claimed(won=True)) == ["DropPeer", "Activate"]
+
+
+def test_a_halted_claim_keeps_the_replica_for_a_person() -> None:
+    drive = Driver().to_ready()
+    drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    effects = drive(ev.Claimed(won=False, halted=True, reason="the record is gone"))
+    assert "Discard" not in effects and "Activate" not in effects
 
 
 @pytest.mark.parametrize("event", [ev.Staged(3), ev.Claimed(won=True), ev.Welcomed()])

@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kvmft.adapters.durable import remove_durably, write_durably
@@ -178,9 +179,7 @@ class ArbiterClient:
                 case Decided(verdict, _record, reason):
                     self._claim = None
                     won, halted = verdict is Verdict.WON, verdict is Verdict.HALT
-                    self._reactor.call_later(
-                        0, lambda w=won, h=halted, r=reason: self._on_decided(w, h, r)
-                    )
+                    self._reactor.call_later(0, partial(self._on_decided, won, halted, reason))
 
     def _send_after(self, effect: SendTxn) -> None:
         if effect.delay_ms:

@@ -59,7 +59,7 @@ def peer_names(sock: ssl.SSLSocket) -> set[str]:
     """The DNS names in the peer's certificate."""
     certificate = sock.getpeercert() or {}
     names = certificate.get("subjectAltName", ())
-    return {str(value) for kind, value in names if kind == "DNS"}
+    return {str(name[1]) for name in names if name[0] == "DNS"}
 
 
 def pin(sock: ssl.SSLSocket, expected: str) -> None:

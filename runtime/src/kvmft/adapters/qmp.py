@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from kvmft.adapters.reactor import READ, Reactor
@@ -203,7 +204,7 @@ class LibvirtMonitor(_Waiting):
         while (item := self._work.get()) is not None:
             commands, done = item
             replies = [self._one(each) for each in commands]
-            self._reactor.call_soon_threadsafe(lambda d=done, r=replies: d(r))
+            self._reactor.call_soon_threadsafe(partial(done, replies))
 
     def _one(self, item: Command) -> Reply:
         try:

@@ -65,7 +65,7 @@ class Peers:
             )  # fmt: skip
         except ssl.SSLError as error:
             raise self._certificate(where, str(error)) from error
-        except (OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError) as error:
             raise KvmftError(
                 "ft_network_down",
                 f"{where} does not answer on the FT network: {error or 'time-out'}.",
@@ -78,7 +78,7 @@ class Peers:
             return await asyncio.wait_for(call(reader, writer, op, args), CALL_TIMEOUT)
         except ssl.SSLError as error:
             raise self._certificate(where, str(error)) from error
-        except (OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError) as error:
             raise KvmftError("peer_silent", f"{where} did not answer {op}: {error!r}.",
                              "See the agent's log on that host.") from error  # fmt: skip
         finally:

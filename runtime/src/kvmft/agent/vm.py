@@ -189,7 +189,7 @@ class ManagedVm:
         try:
             await self._launch(self._secondary_config(pid, resume=False))
             return await asyncio.wait_for(self._listening, LISTEN_TIMEOUT)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise KvmftError("standby_worker", "The standby's worker did not get ready.",
                              "See `journalctl -u kvmft-agent` on the secondary.") from None  # fmt: skip
         finally:

@@ -63,7 +63,7 @@ class WorkerProcess:
             return
         try:
             await asyncio.wait_for(self._process.wait(), seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self._process.kill()
             await self._process.wait()
         if self._task is not None:

@@ -161,7 +161,9 @@ class SecondaryMachine:
 
     def _claim_asked(self) -> list[Effect]:
         if self.phase in (StandbyPhase.READY, StandbyPhase.WAITING):
-            return [DropPeer(), *self._claim("a person ordered the failover")]
+            # The link stays up meanwhile: were it closed first, the primary would claim as well
+            # and might win. It only gets no more acknowledgements, so it shows no more output.
+            return self._claim("a person ordered the failover")
         if self.phase is StandbyPhase.FILLING:
             raise IllegalEvent("a failover was ordered before the first sync was complete")
         return []
@@ -173,16 +175,23 @@ class SecondaryMachine:
     def _claimed(self, event: Claimed) -> list[Effect]:
         if self.phase is not StandbyPhase.CLAIMING:
             raise IllegalEvent(f"Claimed in phase {self.phase.value}")
+        if event.halted:
+            return self._halt(event.reason)
         if not event.won:
-            return self._give_up(event.reason)
+            return [DropPeer(), *self._give_up(event.reason)]
         self.phase = StandbyPhase.ACTIVATING
         if self.applied == self.committed:
-            return self._activate()
+            return [DropPeer(), *self._activate()]
         self._activate_when_applied = True
-        return []
+        return [DropPeer()]
 
     def _activate(self) -> list[Effect]:
         return [Activate(self.committed)]
+
+    def _halt(self, reason: str) -> list[Effect]:
+        """A person must look; commit and record are kept for them."""
+        self.phase = StandbyPhase.DONE
+        return [DropPeer(), Report("fenced", reason), Finish(Outcome.FAILED, reason)]
 
     def _give_up(self, reason: str) -> list[Effect]:
         self.phase = StandbyPhase.DONE

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmft.adapters.memory import GuestMemory
-from kvmft.adapters.qmp import Monitor, MonitorError, Reply, command
+from kvmft.adapters.qmp import Command, Monitor, MonitorError, Reply, command
 from kvmft.adapters.reactor import Reactor
 from kvmft.core.wire import (
     FrameType,
@@ -86,6 +86,8 @@ class Engine:
         it answers `stop`).
         """
         begun = self._reactor.now()
+        parts: list[bytes | bytearray | memoryview] = []
+        count = 0
 
         def saved(replies: list[Reply]) -> None:
             if self._refused(replies):
@@ -114,9 +116,6 @@ class Engine:
                 state,
             ]
             count = size // PAGE
-
-        parts: list[bytes | bytearray | memoryview] = []
-        count = 0
 
         def running(replies: list[Reply], digests: bytes | None) -> None:
             if not self._refused(replies):
@@ -153,7 +152,7 @@ class Engine:
         except FileNotFoundError:
             pass
 
-    def _batch(self, commands: list, done: Callable[[list[Reply]], None]) -> None:  # type: ignore[type-arg]
+    def _batch(self, commands: list[Command], done: Callable[[list[Reply]], None]) -> None:
         try:
             self._monitor.batch(commands, done)
         except MonitorError as error:
