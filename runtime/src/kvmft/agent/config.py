@@ -16,7 +16,7 @@ DEFAULTS = {
     "min_interval_ms": 4,
     "detection_ms": 300,
     "hold_bound_ms": 3000,
-    "agent_grace_ms": 4000,
+    "agent_grace_ms": 8000,
 }
 NETWORKS = ("management", "ft", "migration")
 

@@ -137,11 +137,11 @@ class Host:
             found.append(KvmftError(
                 "memory", f"The secondary needs {need >> 20} MiB of memory and has {have >> 20} MiB.",
                 "Stop other VMs there, or choose another host."))  # fmt: skip
-        for path in domain.boot_files:
-            if not os.path.exists(path):
-                found.append(KvmftError(
-                    "boot_file", f"The VM boots from {path}, which the secondary does not have.",
-                    "Copy it to the same path there."))  # fmt: skip
+        found += [
+            KvmftError("boot_file", f"The VM boots from {path}, which the secondary does not have.",
+                       "Copy it to the same path there.")
+            for path in domain.boot_files if not os.path.exists(path)
+        ]  # fmt: skip
         missing = 0
         for disk in disks:
             path = replica_path(disk, domain.name, pool)

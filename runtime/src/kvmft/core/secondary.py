@@ -62,7 +62,7 @@ class StandbyPhase(Enum):
 class Patience:
     """Seconds to wait after the primary's connection was closed by a living kernel."""
 
-    agent_grace: float = 4.0
+    agent_grace: float = 8.0
 
 
 class SecondaryMachine:

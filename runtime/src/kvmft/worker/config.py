@@ -92,7 +92,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             min_interval=_seconds(options, "min_interval_ms", 4),
             detection=_seconds(options, "detection_ms", 300),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
-            agent_grace=_seconds(options, "agent_grace_ms", 4000),
+            agent_grace=_seconds(options, "agent_grace_ms", 8000),
             qemu_pid=int(line["qemu_pid"]),
             domain=line.get("domain", line["vm"]),
             own_monitor=line.get("own_monitor"),
