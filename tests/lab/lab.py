@@ -134,7 +134,8 @@ class Lab:
         ]  # fmt: skip
         with (self.build / f"{host}.console").open("ab") as console:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console,
-                                       stderr=console, start_new_session=True)  # fmt: skip
+                                       stderr=console, start_new_session=True,
+                                       preexec_fn=lambda: self._enter_cgroup(host))  # fmt: skip
         (home / "pid").write_text(str(process.pid))
         until = time.monotonic() + BOOT_SECONDS
         while (leader := self._leader(host)) is None or not _has_own_network(leader):
@@ -146,6 +147,27 @@ class Lab:
         net.plug_in(self.name, host, leader)
         if wait:
             self.wait_ssh(host)
+
+    def _cgroups(self, host: str) -> list[Path]:
+        """The server's own control groups: without them all containers would share one tree, and
+        one's systemd would see the others' processes in its services."""
+        top = Path("/sys/fs/cgroup")
+        trees = [top] if (top / "cgroup.controllers").exists() else [top / "systemd", top / "unified"]
+        return [tree / "kvmft-lab" / self.name / host for tree in trees if tree.is_dir()]
+
+    def _enter_cgroup(self, host: str) -> None:
+        for group in self._cgroups(host):
+            group.mkdir(parents=True, exist_ok=True)
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    def _leave_cgroup(self, host: str) -> None:
+        for group in self._cgroups(host):
+            for path, _, _ in os.walk(group, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+            for above in (group.parent, group.parent.parent):
+                with contextlib.suppress(OSError):
+                    above.rmdir()
 
     def power_off(self, host: str) -> float:
         """A power cut: the cables go dead, then every process is killed at once.
@@ -199,6 +221,7 @@ class Lab:
                 break
             time.sleep(0.02)
         (self.base / host / "pid").unlink(missing_ok=True)
+        self._leave_cgroup(host)
 
     # -- reaching it --------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Peers:
         except (TimeoutError, OSError) as error:
             raise KvmftError(
                 "ft_network_down",
-                f"{where} does not answer on the FT network: {error or 'time-out'}.",
+                f"{where} does not answer on the FT network: {str(error) or 'time-out'}.",
                 "Check cabling, address and nftables of the FT network, and that kvmft-agent runs "
                 "there.",
             ) from error

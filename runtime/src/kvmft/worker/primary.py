@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
 import signal
 import time
 from collections import deque
@@ -15,7 +16,7 @@ import numpy as np
 from kvmft.adapters import ftlog
 from kvmft.adapters.arbiter_client import ArbiterClient
 from kvmft.adapters.memory import GuestMemory, drop_zero_pages
-from kvmft.adapters.nbd import NbdServer
+from kvmft.adapters.nbd import NbdServer, unlink_quietly
 from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor, command
 from kvmft.adapters.ramblocks import discover
 from kvmft.adapters.reactor import READ, Reactor, Timer
@@ -38,6 +39,8 @@ QUEUE_HIGH = 16 << 20
 DISK_LOG_URGENT = 32 << 20
 STATUS_EVERY = 0.5
 RELEASE_BOUND = 2.0
+QEMU_DEATH_MS = 300
+"""How long QEMU's descriptors may be closed before its process counts as ended."""
 
 
 class PrimaryWorker:
@@ -77,6 +80,7 @@ class PrimaryWorker:
         self._bulk: _Bulk | None = None
         self._guest_stopped_itself = False
         self._suspending = False
+        self._vm_died = False
         self._commands: dict[type, Callable[[Any], None]] = {
             ev.StartClaim: self._start_claim,
             ev.Connect: self._connect,
@@ -108,8 +112,34 @@ class PrimaryWorker:
             self.monitor = SocketMonitor(self.reactor, config.own_monitor, self._qemu_event)
         else:
             self.monitor = LibvirtMonitor(self.reactor, self._domain())
+        self._run_on_after_a_crash()
         self.reactor.call_later(STATUS_EVERY, self._status_timer)
         self.post(ev.Started(config.create, config.peer_port is not None))
+
+    def _failed(self, reason: str) -> None:
+        """A step failed. If that is because QEMU is dying, its death is what the machine must hear:
+        this side would claim to run alone a VM that is gone, and win against the secondary."""
+        dying = select.poll()
+        dying.register(self._pidfd, select.POLLIN)
+        if dying.poll(QEMU_DEATH_MS):
+            self._qemu_died(0)
+        else:
+            self.post(ev.Failed(reason))
+
+    def _run_on_after_a_crash(self) -> None:
+        """A worker that was killed inside a checkpoint left the VM stopped: let it run. Its output
+        is shut, as the redirector's sockets were closed, so nothing is shown by this."""
+        assert self.monitor is not None
+        if not os.path.exists(self._epochs_mark):
+            return
+        if self.monitor.execute("query-status")["status"] == "paused":
+            self.link.event("resumed", "the worker before was killed inside a checkpoint")
+            self.monitor.execute("cont")
+
+    @property
+    def _epochs_mark(self) -> str:
+        """A file that is there while checkpoints are taken."""
+        return os.path.join(self.config.run_dir, "epochs")
 
     def post(self, event: ev.Event) -> None:
         """Give the machine an event and carry out its effects, one event at a time, in order."""
@@ -135,7 +165,7 @@ class PrimaryWorker:
             self._commands[type(effect)](effect)
         except (KvmftError, OSError) as error:
             self.link.event("failed", f"{type(effect).__name__}: {error}")
-            self._queue.append(ev.Failed(str(error)))
+            self._failed(str(error))
 
     def command(self, line: dict[str, Any]) -> None:
         """A line from the agent."""
@@ -281,7 +311,7 @@ class PrimaryWorker:
             self.memory,
             self.disk_log,
             os.path.join(self.directory, "device-state"),
-            lambda reason: self.post(ev.Failed(reason)),
+            self._failed,
         )
 
     def _start_bulk(self, _effect: ev.StartBulk) -> None:
@@ -414,6 +444,8 @@ class PrimaryWorker:
                 f"Check that QEMU's user may enter {self.directory}.",
             )
         self.stats = EpochStats(self.reactor.now())
+        with open(self._epochs_mark, "w", encoding="ascii") as mark:
+            mark.write(self.config.session)
         self.post(ev.HoldInstalled())
 
     def _output(self) -> None:
@@ -480,6 +512,7 @@ class PrimaryWorker:
             self.memory = None
         if self.engine is not None:
             self.engine.discard_state_file()
+        unlink_quietly(self._epochs_mark)
         self.post(ev.Released())
 
     def _remove_mirrors(self) -> None:
@@ -517,6 +550,9 @@ class PrimaryWorker:
             self._guest_stopped_itself = True
 
     def _qemu_died(self, _mask: int) -> None:
+        if self._vm_died:
+            return
+        self._vm_died = True
         self._unwatch_qemu()
         powered_off = self._guest_stopped_itself or self._libvirt_says_shutdown()
         reason = "the guest powered off" if powered_off else "QEMU died on the primary"
