@@ -93,6 +93,36 @@ def test_ft_network_carries_no_plaintext(lab: Lab, protected: guests.Guest) -> N
     assert count == "0"
 
 
+def wait_protected(lab: Lab, host: str, vm: str, seconds: float = 120) -> dict[str, object]:
+    """Wait until `host` shows the VM as protected; its status."""
+    until = time.monotonic() + seconds
+    while (found := status(lab, host, vm))["state"] != "protected":
+        assert time.monotonic() < until, found["reason"]
+        time.sleep(0.5)
+    return found
+
+
+def test_killed_agent_shuts_the_output_until_it_is_back_and_the_guest_runs_on(
+    lab: Lab, protected: guests.Guest
+) -> None:
+    pid = lab.run("node-a", "cat /run/libvirt/qemu/quick1.pid")
+    client = ledger(lab, protected, 14, "agent")
+    time.sleep(3)
+    said = lab.run("node-a", "kill -9 $(systemctl show -p MainPID --value kvmft-agent); "
+                   "date +%s.%N")  # fmt: skip
+    wall = time.time() - time.monotonic()
+    killed = float(said) - wall
+    answers = answers_of(client)
+    lines = lab.run("node-a", "kvmft events --json").splitlines()
+    started = [each for each in map(json.loads, lines) if each["event"] == "agent_started"]
+    back = started[-1]["time"] - wall
+    assert back > killed, "the agent was not started again"
+    assert [at for _, _, at in answers if killed + 0.2 < at < back] == []
+    assert [at for _, _, at in answers if at > back], "no output after the agent was back"
+    assert lab.run("node-a", "cat /run/libvirt/qemu/quick1.pid") == pid, "the VM was restarted"
+    wait_protected(lab, "node-a", protected.name)
+
+
 def test_power_cut_loses_nothing_and_breaks_no_connection(
     lab: Lab, protected: guests.Guest
 ) -> None:
@@ -106,7 +136,9 @@ def test_power_cut_loses_nothing_and_breaks_no_connection(
     assert gap < 5.0
     stored = _read_back(lab, protected, [number for number, _, _ in answers])
     assert stored == [record for _, record, _ in answers]
-    assert status(lab, "node-b", protected.name)["state"] == "need_secondary"
+    found = status(lab, "node-b", protected.name)
+    assert (found["primary"], found["role"]) == ("node-b", "primary")
+    assert found["state"] in ("need_secondary", "starting")
 
 
 def _read_back(lab: Lab, guest: guests.Guest, numbers: list[int]) -> list[str]:
@@ -126,8 +158,73 @@ def test_the_server_that_comes_back_becomes_the_secondary(
     lab: Lab, protected: guests.Guest
 ) -> None:
     lab.power_on("node-a")
-    until = time.monotonic() + 120
-    while (found := status(lab, "node-b", protected.name))["state"] != "protected":
-        assert time.monotonic() < until, found["reason"]
-        time.sleep(0.5)
+    found = wait_protected(lab, "node-b", protected.name)
     assert (found["primary"], found["secondary"]) == ("node-b", "node-a")
+
+
+def test_stale_server_never_starts_the_vm_by_itself(lab: Lab, protected: guests.Guest) -> None:
+    lab.power_off("node-a")
+    lab.power_on("node-a")
+    done = subprocess.run(
+        [*lab.ssh_command("node-a"), f"systemctl stop kvmft-agent; virsh start {protected.name}"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    lab.run("node-a", "systemctl start kvmft-agent")
+    assert done.returncode != 0
+    assert "it is not started here" in done.stderr
+    wait_protected(lab, "node-b", protected.name)
+
+
+def test_ordered_failover_goes_to_the_target_once(lab: Lab, protected: guests.Guest) -> None:
+    client = ledger(lab, protected, 20, "ordered")
+    time.sleep(2)
+    lab.run("node-b", f"kvmft failover {protected.name} --mode unplanned")
+    answers = answers_of(client)
+    assert status(lab, "node-a", protected.name)["role"] == "primary"
+    assert "running" not in lab.run("node-b", "virsh list --state-running")
+    stored = _read_back(lab, protected, [number for number, _, _ in answers])
+    assert stored == [record for _, record, _ in answers]
+    wait_protected(lab, "node-a", protected.name)
+
+
+def test_disable_leaves_the_guest_running_and_twice_changes_nothing(
+    lab: Lab, protected: guests.Guest
+) -> None:
+    pid = lab.run("node-a", "cat /run/libvirt/qemu/quick1.pid")
+    cli.playbook(lab, "disable", "-e", f"vm={protected.name}", quiet=True)
+    assert answers_of(ledger(lab, protected, 2, "off"))
+    assert lab.run("node-a", "cat /run/libvirt/qemu/quick1.pid") == pid
+    assert status(lab, "node-a", protected.name)["state"] == "disabled"
+    output = cli.playbook(lab, "disable", "-e", f"vm={protected.name}", quiet=True)
+    assert set(re.findall(r"changed=(\d+)", output)) == {"0"}
+
+
+def test_wrong_requests_are_one_clear_error_and_change_nothing(
+    lab: Lab, protected: guests.Guest
+) -> None:
+    def refused(command: str) -> str:
+        done = subprocess.run([*lab.ssh_command("node-a"), command], capture_output=True, text=True,
+                              check=False, timeout=90)  # fmt: skip
+        assert done.returncode == 1, done.stdout
+        return done.stderr
+
+    name = protected.name
+    assert "VM nope does not exist on this host" in refused("kvmft enable nope")
+    assert "does not offer planned" in refused(
+        f"kvmft enable {name} --wait 60 >/dev/null; kvmft failover {name} --mode planned"
+    )
+    lab.run("node-a", f"kvmft disable {name}")
+    lab.run("witness", "systemctl stop etcd")
+    try:
+        assert "The arbiter at https://10.90.0.13:2379 does not answer" in refused(
+            f"kvmft enable {name}"
+        )
+    finally:
+        lab.run("witness", "systemctl start etcd")
+    lab.run("node-b", "systemctl stop kvmft-agent")
+    try:
+        assert "does not answer on the FT network" in refused(f"kvmft enable {name}")
+    finally:
+        lab.run("node-b", "systemctl start kvmft-agent")
+    assert status(lab, "node-a", name)["state"] == "disabled"
+    assert answers_of(ledger(lab, protected, 2, "still here"))

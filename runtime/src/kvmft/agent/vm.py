@@ -116,7 +116,8 @@ class ManagedVm:
         disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
         session = secrets.token_hex(16)
         versions = await asyncio.to_thread(self._agent.host.versions)
-        self._show("starting", f"asks {peer} for a standby")
+        if self.shown[0] != "starting":
+            self._show("need_secondary", f"asks {peer} for a standby")
         answer = await self._agent.peers.call(
             peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
             disks=disks, qemu_version=versions["qemu"], machine=found.domain.machine,
