@@ -46,7 +46,10 @@ def parse_ramblocks(text: str) -> list[BlockInfo]:
 def parse_flat_view(text: str) -> dict[str, tuple[int, int]]:
     """For each RAM region in `info mtree -f`: a guest physical address and its offset there."""
     found: dict[str, tuple[int, int]] = {}
-    pattern = r"\s+([0-9a-f]{16})-[0-9a-f]{16} \(prio -?\d+, (?:ram|rom)\): (\S+)(?: @([0-9a-f]+))?"
+    # "romd" is flash: read as memory, written as a device (UEFI variables).
+    pattern = (
+        r"\s+([0-9a-f]{16})-[0-9a-f]{16} \(prio -?\d+, (?:ram|romd?)\): (\S+)(?: @([0-9a-f]+))?"
+    )
     for line in text.splitlines():
         match = re.match(pattern, line)
         if match and match[2] not in found:
@@ -54,28 +57,63 @@ def parse_flat_view(text: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _locate(execute: Callable[[str], str], view: dict[str, tuple[int, int]], name: str) -> int:
-    address, offset = view.get(name.rsplit("/", 1)[-1], view.get(name, (-1, 0)))
-    if address >= 0:
-        match = re.search(r"is (0x[0-9a-f]+)", execute(f"gpa2hva {address:#x}"))
-        if match:
-            return int(match[1], 16) - offset
-    raise KvmftError(
+def region_of(name: str) -> str:
+    """The memory region's name in `info mtree`: a RAM block's name without its device's path."""
+    return name.rsplit("/", 1)[-1]
+
+
+def _locate(
+    execute: Callable[[str], str], view: dict[str, tuple[int, int]], name: str
+) -> int | None:
+    """The block's address in QEMU, found by way of a guest address; None when it has none."""
+    if region_of(name) not in view:
+        return None
+    address, offset = view[region_of(name)]
+    match = re.search(r"is (0x[0-9a-f]+)", execute(f"gpa2hva {address:#x}"))
+    return int(match[1], 16) - offset if match else None
+
+
+def _unlocated(name: str, why: str) -> KvmftError:
+    return KvmftError(
         "ram_block_unlocated",
-        f"The VM has a RAM block {name} (video memory, firmware variables, ...) that QEMU does "
-        "not show at any guest address, so it cannot be carried.",
+        f"The VM has a RAM block {name} (video memory, firmware variables, ...) that cannot be "
+        f"carried: {why}.",
         "Remove the device or choose another model (for video: <model type='none'/>), or let the "
         "guest initialise it first.",
     )
 
 
-def _backing(pid: int, hva: int) -> str | None:
-    """The path that opens the memfd behind address `hva`, or None for private memory."""
-    with open(f"/proc/{pid}/maps", encoding="utf-8") as maps:
-        for line in maps:
-            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)\s*(.*)", line)
-            if match and int(match[1], 16) <= hva < int(match[2], 16):
-                return _open_path(pid, match[4], int(match[3])) if match[4] else None
+@dataclass(frozen=True)
+class Mapping:
+    """A line of /proc/PID/maps: addresses [start, end), the file's inode (0: none) and name."""
+
+    start: int
+    end: int
+    inode: int
+    name: str
+
+
+def parse_maps(text: str) -> list[Mapping]:
+    """The mappings in the text of /proc/PID/maps (proc(5)), in order of address."""
+    pattern = r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+)[ \t]*(.*)"
+    return [
+        Mapping(int(match[1], 16), int(match[2], 16), int(match[3]), match[4])
+        for match in re.finditer(pattern, text)
+    ]
+
+
+def mapped_from(maps: list[Mapping], hva: int, size: int) -> Mapping | None:
+    """The mapping at `hva`, when [hva, hva + size) is mapped without a hole from one source."""
+    first: Mapping | None = None
+    reached = hva
+    for each in maps:
+        if each.start <= reached < each.end:
+            first = first or each
+            if (each.inode, each.name) != (first.inode, first.name):
+                return None
+            reached = each.end
+            if reached >= hva + size:
+                return first
     return None
 
 
@@ -93,25 +131,40 @@ def _open_path(pid: int, name: str, inode: int) -> str | None:
     return None
 
 
-def discover(
-    execute: Callable[[str], str], pid: int, standby: bool = False
-) -> list[RamBlock]:
+def discover(execute: Callable[[str], str], pid: int, standby: bool = False) -> list[RamBlock]:
     """The blocks that checkpoints carry, main memory first.
 
-    `execute` runs a human-monitor command. On a standby, blocks other than main memory are not
-    mapped yet; they are reported with `hva` 0 and kind `anon`.
+    `execute` runs a human-monitor command. On a standby, video memory and the like is not mapped
+    yet: blocks that are no shared memory there are reported with `hva` 0 and kind `anon`.
+    Raises KvmftError `ram_block_unlocated` when a block of a running VM cannot be found.
     """
     view = parse_flat_view(execute("info mtree -f"))
+    infos = parse_ramblocks(execute("info ramblock"))
+    regions = [region_of(info.name) for info in infos]
+    with open(f"/proc/{pid}/maps", encoding="utf-8") as file:
+        maps = parse_maps(file.read())
     result: list[RamBlock] = []
-    for info in parse_ramblocks(execute("info ramblock")):
+    for info in infos:
         if any(fnmatch.fnmatchcase(info.name, pattern) for pattern in IDENTICAL):
             continue
-        main = not result
-        if standby and not main:
+        optional = standby and bool(result)
+        why, mapping, hva = "", None, info.hva
+        if hva is None and regions.count(region_of(info.name)) > 1:
+            # Each of two displays has a "vga.vram": the view does not say which one it shows.
+            why = "another device has a block of the same name"
+        else:
+            hva = hva or _locate(execute, view, info.name)
+            if hva is None:
+                why = "QEMU does not show it at any guest address"
+            else:
+                mapping = mapped_from(maps, hva, info.size)
+                why = "" if mapping else f"its {info.size} bytes are not mapped as one piece"
+        path = _open_path(pid, mapping.name, mapping.inode) if mapping and mapping.name else None
+        if optional and path is None:
             result.append(RamBlock(info.name, 0, info.size, "anon"))
             continue
-        hva = info.hva or _locate(execute, view, info.name)
-        path = _backing(pid, hva)
+        if hva is None or mapping is None:
+            raise _unlocated(info.name, why)
         result.append(RamBlock(info.name, hva, info.size, "memfd" if path else "anon", path))
     if not result:
         raise KvmftError(
