@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.lab.lab import ROOT, Lab
 
 WHEELS = ROOT / "roles" / "runtime" / "files"
-STAGES = ("lint", "unit", "pair", "lab")
+STAGES = ("lint", "unit", "sim", "pair", "lab")
 
 
 def build_wheel() -> Path:
@@ -144,7 +144,6 @@ def main() -> int:
     verbs.add_parser("test").add_argument("--only")
     for name in ("lint", "wheel", "clean"):
         verbs.add_parser(name)
-    verbs.add_parser("bench")
     verbs.add_parser("site")
     lab = verbs.add_parser("lab")
     lab.add_argument("action", choices=("up", "down", "status", "ssh", "power-off", "power-on"))
@@ -164,8 +163,6 @@ def main() -> int:
             print(build_wheel())
         case "site":
             site(Lab())
-        case "bench":
-            return pytest("-s", "tests/bench")
         case "lab":
             return _lab(options)
         case "clean":
