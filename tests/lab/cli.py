@@ -144,6 +144,7 @@ def main() -> int:
     verbs.add_parser("test").add_argument("--only")
     for name in ("lint", "wheel", "clean"):
         verbs.add_parser(name)
+    verbs.add_parser("bench")
     verbs.add_parser("site")
     lab = verbs.add_parser("lab")
     lab.add_argument("action", choices=("up", "down", "status", "ssh", "power-off", "power-on"))
@@ -163,6 +164,10 @@ def main() -> int:
             print(build_wheel())
         case "site":
             site(Lab())
+        case "bench":
+            from tests.lab import bench
+
+            return bench.main()
         case "lab":
             return _lab(options)
         case "clean":
