@@ -18,6 +18,10 @@ DEFAULTS = {
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
 }
+KEYS = (
+    "cluster_id", "host", "storage_pool", "addresses", "peers", "ft_port", "ft_log_ports", "tls",
+    "arbiter", "defaults",
+)  # fmt: skip
 NETWORKS = ("management", "ft", "migration")
 
 
@@ -56,7 +60,8 @@ def _addresses(value: Any, path: str) -> dict[str, str]:
         raise _wrong(path, value, "a mapping of management, ft and migration to addresses")
     for name in NETWORKS:
         try:
-            ipaddress.ip_address(value.get(name, ""))
+            # A bare number is an address to `ipaddress`, but a slip in a configuration.
+            ipaddress.ip_address(_text(value.get(name), f"{path}.{name}", "an IP address"))
         except ValueError:
             raise _wrong(f"{path}.{name}", value.get(name), "an IP address") from None
     return {name: str(value[name]) for name in NETWORKS}
@@ -86,6 +91,9 @@ def parse(value: Any) -> Config:
     """Check the whole configuration; KvmftError `config_invalid` names the first wrong place."""
     if not isinstance(value, dict):
         raise _wrong("the file", value, "a mapping")
+    for name in value:
+        if name not in KEYS:
+            raise _wrong(str(name), value[name], f"one of {', '.join(KEYS)}; this name is unknown")
     host = _text(value.get("host"), "host", "this host's inventory name")
     peers = value.get("peers")
     if not isinstance(peers, dict) or not peers:
@@ -94,37 +102,51 @@ def parse(value: Any) -> Config:
         raise _wrong(f"peers.{host}", peers[host], "another host than this one")
     addresses = _addresses(value.get("addresses"), "addresses")
     known = {name: _addresses(each, f"peers.{name}") for name, each in peers.items()}
+    taken = {addresses["ft"]: "this host"}
     for name, each in known.items():
-        if each["ft"] == addresses["ft"]:
-            raise _wrong(f"peers.{name}.ft", each["ft"], "another address than this host's")
+        if each["ft"] in taken:
+            whose = taken[each["ft"]]
+            raise _wrong(f"peers.{name}.ft", each["ft"], f"another address than that of {whose}")
+        taken[each["ft"]] = name
     ports = value.get("ft_log_ports", [7411, 7499])
     if not isinstance(ports, list) or len(ports) != 2:
         raise _wrong("ft_log_ports", ports, "a list of the first and the last port")
     first, last = (_port(port, "ft_log_ports") for port in ports)
+    if first > last:
+        raise _wrong("ft_log_ports", ports, "the first port and then the last")
+    ft_port = _port(value.get("ft_port", 7410), "ft_port")
+    if first <= ft_port <= last:
+        raise _wrong("ft_port", ft_port, f"outside ft_log_ports, {first} to {last}")
     tls = value.get("tls")
     if not isinstance(tls, dict):
         raise _wrong("tls", tls, "a mapping of ca, cert and key to paths")
     files = [_text(tls.get(name), f"tls.{name}", "a path") for name in ("ca", "cert", "key")]
     arbiter = value.get("arbiter")
-    if not isinstance(arbiter, dict) or arbiter.get("type") not in ("etcd", "none"):
-        raise _wrong("arbiter.type", arbiter and arbiter.get("type"), "etcd or none")
+    if not isinstance(arbiter, dict):
+        raise _wrong("arbiter", arbiter, "a mapping with type etcd or none")
+    if arbiter.get("type") not in ("etcd", "none"):
+        raise _wrong("arbiter.type", arbiter.get("type"), "etcd or none")
     if arbiter["type"] == "etcd":
         endpoints = arbiter.get("endpoints")
         if not isinstance(endpoints, list) or not endpoints:
             raise _wrong("arbiter.endpoints", endpoints, "a list of at least one URL")
         for url in endpoints:
             _text(url, "arbiter.endpoints", "URLs of http or https", r"https?://[^/\s]+")
+    options = {**DEFAULTS, **check_options(value.get("defaults") or {}, "defaults")}
+    if options["min_interval_ms"] > options["interval_ms"]:
+        raise _wrong("defaults.min_interval_ms", options["min_interval_ms"],
+                     f"at most interval_ms, {options['interval_ms']}")  # fmt: skip
     return Config(
         cluster_id=_text(value.get("cluster_id"), "cluster_id", "32 hex digits", r"[0-9a-f]{32}"),
         host=host,
         storage_pool=_text(value.get("storage_pool"), "storage_pool", "an absolute path", r"/.+"),
         addresses=addresses,
         peers=known,
-        ft_port=_port(value.get("ft_port", 7410), "ft_port"),
+        ft_port=ft_port,
         ft_log_ports=(first, last),
         tls=TlsFiles(*files),
         arbiter=arbiter,
-        options={**DEFAULTS, **check_options(value.get("defaults") or {}, "defaults")},
+        options=options,
     )
 
 
@@ -135,7 +157,7 @@ def load(path: str = DEFAULT_PATH) -> Config:
     try:
         with open(path, encoding="utf-8") as file:
             return parse(yaml.safe_load(file))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise KvmftError(
             "config_unreadable",
             f"The configuration {path} cannot be read: {error}.",

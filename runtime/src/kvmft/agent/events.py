@@ -18,6 +18,7 @@ class EventLog:
         self._host = host
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self._seq = max((event["seq"] for event in self._read()), default=0)
+        self._end_torn_line()
 
     def add(self, vm: str | None, event: str, reason: str, **data: Any) -> dict[str, Any]:
         """Log one event. `time` is Unix time in seconds, for people and not for decisions."""
@@ -40,16 +41,30 @@ class EventLog:
         ]
         return found[-limit:]
 
+    def _end_torn_line(self) -> None:
+        """A power loss may have cut the last line off; the next event must not be glued to it."""
+        try:
+            with open(self._path, "rb+") as file:
+                if file.seek(0, os.SEEK_END) == 0:
+                    return
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+        except FileNotFoundError:
+            return
+
     def _read(self) -> list[dict[str, Any]]:
         events = []
         for path in (self._path + ".1", self._path):
             try:
-                with open(path, encoding="utf-8") as file:
+                with open(path, encoding="utf-8", errors="replace") as file:
                     for line in file:
                         try:
-                            events.append(json.loads(line))
+                            event = json.loads(line)
                         except ValueError:
                             continue  # a line cut off by a power loss
+                        if isinstance(event, dict) and isinstance(event.get("seq"), int):
+                            events.append(event)
             except FileNotFoundError:
                 continue
         return events

@@ -127,6 +127,13 @@ class Host:
 
         return {"qemu": text(connection.getVersion()), "libvirt": text(connection.getLibVersion())}
 
+    @staticmethod
+    def clear_tokens() -> None:
+        """Remove the start tokens that an agent left which was killed while it started a standby."""
+        if os.path.isdir(TOKEN_DIRECTORY):
+            for name in os.listdir(TOKEN_DIRECTORY):
+                os.unlink(os.path.join(TOKEN_DIRECTORY, name))
+
     # -- the standby --------------------------------------------------------------------------------
 
     def admit(self, domain: Domain, disks: list[dict[str, Any]], pool: str) -> list[KvmftError]:

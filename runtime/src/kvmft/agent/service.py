@@ -50,8 +50,13 @@ class Agent:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stopping.set)
-        for state in self.store.all():
+        # A token lets libvirt start a standby; one that a killed agent left would let it start later.
+        self.host.clear_tokens()
+        states, damaged = self.store.all_with_errors()
+        for state in states:
             self._vms[state.vm] = ManagedVm(self, state)
+        for error in damaged:
+            self.events.add(None, "failed", str(error))
         peers = await self._listen_for_peers()
         control = await self._listen_for_control()
         self.events.add(None, "agent_started", f"kvmft {__version__}")

@@ -79,5 +79,21 @@ class Store:
 
     def all(self) -> list[VmState]:
         """Every VM that is known here."""
-        found = (self.load(name) for name in sorted(os.listdir(self.root)))
-        return [state for state in found if state is not None]
+        return self.all_with_errors()[0]
+
+    def all_with_errors(self) -> tuple[list[VmState], list[KvmftError]]:
+        """Every VM that is known here, and what is wrong with the files that cannot be read.
+
+        One VM's damaged file must not keep the others from being looked after.
+        """
+        states: list[VmState] = []
+        errors: list[KvmftError] = []
+        for name in sorted(os.listdir(self.root)):
+            try:
+                state = self.load(name)
+            except KvmftError as error:
+                errors.append(error)
+                continue
+            if state is not None:
+                states.append(state)
+        return states, errors
