@@ -56,7 +56,8 @@ class Host:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise KvmftError("vm_not_found", f"VM {vm} does not exist on this host.",
                                  "See `virsh list --all` for the names.") from error  # fmt: skip
-            raise
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
 
     def find(self, vm: str) -> Found:
         """The domain named `vm`; KvmftError `vm_not_found`."""
@@ -87,10 +88,31 @@ class Host:
                              "Start the VM.") from error  # fmt: skip
 
     def is_running(self, vm: str) -> bool:
-        """True when libvirt shows the domain as active."""
+        """True when libvirt shows the domain as active.
+
+        KvmftError `libvirt_down` when libvirt does not answer: that is no proof that it is off.
+        """
+        import libvirt
+
         try:
             return bool(self._lookup(vm).isActive())
-        except KvmftError:
+        except KvmftError as error:
+            if error.code != "vm_not_found":
+                raise
+            return False
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+
+    def is_defined(self, vm: str) -> bool:
+        """True when libvirt could start a domain of this name from its own definition."""
+        try:
+            return bool(self._lookup(vm).isPersistent())
+        except KvmftError as error:
+            if error.code != "vm_not_found":
+                raise
             return False
 
     def disk_sizes(self, vm: str, domain: Domain) -> list[dict[str, Any]]:
@@ -195,21 +217,23 @@ class Host:
         return self._pid(domain.name), os.path.join(QMP_DIRECTORY, monitor), local
 
     def destroy(self, vm: str) -> None:
-        """Make sure that no QEMU of `vm` runs here."""
+        """Make sure that no QEMU of `vm` runs here; KvmftError when that is not certain."""
         import libvirt
 
         try:
             found = self._lookup(vm)
             if found.isActive():
                 found.destroy()
-        except KvmftError:
-            return
+        except KvmftError as error:
+            if error.code != "vm_not_found":
+                raise
         except libvirt.libvirtError as error:
             if error.get_error_code() not in (
                 libvirt.VIR_ERR_OPERATION_INVALID,
                 libvirt.VIR_ERR_NO_DOMAIN,
             ):
-                raise
+                raise KvmftError("destroy", f"VM {vm} cannot be stopped here: {error}.",
+                                 f"Stop it by hand: virsh destroy {vm}.") from error  # fmt: skip
 
     def define_activated(self, vm: str) -> None:
         """Keep the activated standby as an ordinary, defined domain."""

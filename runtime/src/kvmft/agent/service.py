@@ -186,8 +186,11 @@ class Agent:
 
     async def _status(self, vm: str) -> dict[str, Any]:
         known = self._vms.get(vm)
-        running = await asyncio.to_thread(self.host.is_running, vm)
         if known is not None:
+            try:
+                running = await asyncio.to_thread(self.host.is_running, vm)
+            except KvmftError:
+                running = False  # what kvmft itself knows is shown also without libvirt
             return known.status(running and known.state.role == "primary")
         found = await asyncio.to_thread(self.host.find, vm)
         return {
