@@ -117,7 +117,7 @@ class Agent:
         """Protection is off: the VM is an ordinary one again."""
         self._vms.pop(vm.state.vm, None)
         self.store.remove(vm.state.vm)
-        if vm.state.autostart:
+        if vm.state.role == "primary" and vm.state.autostart:
             try:
                 self.host.set_autostart(vm.state.vm, True)
             except KvmftError as error:
@@ -269,8 +269,17 @@ class Agent:
         if known.state.role == "secondary":
             raise KvmftError("runs_elsewhere", f"VM {vm} runs on {known.state.peer}.",
                              f"Ask {known.state.peer}.")  # fmt: skip
+        if known.state.role == "stale" and await asyncio.to_thread(self.host.is_defined, vm):
+            raise KvmftError(
+                "stale", f"What {self.config.host} has of VM {vm} is of the past; kvmft keeps it "
+                "from starting.",
+                f"Turn it off where it runs, probably {known.state.peer}. To forget it here, remove "
+                f"its definition first: virsh undefine {vm}.",
+            )  # fmt: skip
         changed = known.state.desired != desired
-        if changed and not check:
+        if changed and not check and known.state.role == "stale":
+            self.forget(known)
+        elif changed and not check:
             self.events.add(vm, desired, "asked by a person")
             await known.stop_protection(desired)
         return {"changed": changed, "status": await self._status(vm)}

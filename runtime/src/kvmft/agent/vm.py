@@ -8,9 +8,11 @@ path. The rules of who may run are not here: they are in `core`, carried out by 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from kvmft.adapters.arbiter_client import claims_path
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 RETRY = 3.0
 LISTEN_TIMEOUT = 20.0
+LEAVE_TIMEOUT = 30.0
+"""Seconds that turning off waits for the worker, which may have to ask the arbiter."""
 FIGURES = (
     "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
     "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
@@ -44,6 +48,8 @@ class ManagedVm:
         self.accelerator: str | None = None
         self._lock = asyncio.Lock()
         self._not_before = 0.0
+        self._fence_due = False
+        self._settling = False
         self._worker_has_peer = False
         self._listening: asyncio.Future[int] | None = None
         self._audits: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -56,7 +62,8 @@ class ManagedVm:
 
     async def reconcile(self) -> None:
         """Take the next step, if one is due."""
-        if self._lock.locked() or time.monotonic() < self._not_before:
+        busy = self._lock.locked() or self._settling
+        if busy or time.monotonic() < self._not_before:
             return
         async with self._lock:
             try:
@@ -65,9 +72,26 @@ class ManagedVm:
                 self._show("need_secondary" if self.state.role == "primary" else "disabled", str(error))
                 self._later()
 
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The lock, once the conclusion from a worker's end is drawn: until then `state` is old."""
+        while True:
+            await self._lock.acquire()
+            if not self._settling:
+                break
+            self._lock.release()
+            await asyncio.sleep(0.01)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     async def _step(self) -> None:
         state = self.state
         if self.worker is not None:
+            return
+        if self._fence_due:
+            await self._fence()
             return
         if state.role == "secondary" and self._recover:
             await self._recover_secondary()
@@ -79,6 +103,8 @@ class ManagedVm:
                 await self._start_primary(None, None)
             elif state.desired == "enabled":
                 await self._pair()
+            elif state.desired == "disabled":
+                await self._let_go()
             else:
                 self._show("suspended", "suspended on request")
 
@@ -121,7 +147,7 @@ class ManagedVm:
         answer = await self._agent.peers.call(
             peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
             disks=disks, qemu_version=versions["qemu"], machine=found.domain.machine,
-            session=session, options=state.options, nics=_nics(found),
+            session=session, options=state.options, nics=_nics(found), autostart=state.autostart,
             **{"from": self._agent.config.host},
         )  # fmt: skip
         state.peer, state.session = peer, session
@@ -154,12 +180,12 @@ class ManagedVm:
 
     async def prepare(self, request: dict[str, Any], peer: str) -> int:
         """Start a standby for `peer`'s VM; the port of its FT log."""
-        async with self._lock:
+        async with self._turn():
             return await self._prepare(request, peer)
 
     async def _prepare(self, request: dict[str, Any], peer: str) -> int:
         state, agent = self.state, self._agent
-        await self._end_worker()
+        await self._end_standby_worker()
         if state.role == "primary" and await asyncio.to_thread(agent.host.is_running, state.vm):
             raise KvmftError(
                 "runs_here", f"VM {state.vm} runs on {agent.config.host} already.",
@@ -175,6 +201,7 @@ class ManagedVm:
                              "Mend every reason.", lacking)  # fmt: skip
         state.role, state.peer, state.session = "secondary", peer, request["session"]
         state.desired, state.may_start = "enabled", False
+        state.autostart = bool(request.get("autostart"))
         state.options, state.machine = request["options"], request["machine"]
         state.uuid, state.nics = request["uuid"], request["nics"]
         self._save()
@@ -223,12 +250,37 @@ class ManagedVm:
         await self._launch(self._secondary_config(found.pid, resume=True))
 
     async def discard(self) -> None:
-        """The primary turned FT off: let the standby go and forget it."""
-        async with self._lock:
-            await self._end_worker()
-            if self.state.role == "secondary":
-                await asyncio.to_thread(self._agent.host.destroy, self.state.vm)
+        """The primary turned FT off: let the standby go.
+
+        Where libvirt has a definition of the VM (this host ran it once), its disks here are of the
+        past and the definition would start them: the hook's guard stays, as `stale` (I5).
+        """
+        async with self._turn():
+            await self._end_standby_worker()
+            if self.state.role not in ("secondary", "stale"):
+                return
+            await asyncio.to_thread(self._agent.host.destroy, self.state.vm)
+            if await asyncio.to_thread(self._agent.host.is_defined, self.state.vm):
+                self.state.role, self.state.autostart = "stale", False
+                self._save()
+                self._show("disabled", f"fault tolerance is off; the VM is that of {self.state.peer}")
+            else:
                 self._agent.forget(self)
+
+    async def _end_standby_worker(self) -> None:
+        """End a standby's worker, unless it is taking over or has: that instance is the only one."""
+        state = self.state
+        taking_over = self.worker is not None and self.shown[0] == "failing_over"
+        if state.role == "secondary" and taking_over:
+            raise KvmftError(
+                "taking_over", f"{self._agent.config.host} is taking over VM {state.vm}.",
+                f"See `kvmft status {state.vm}` there in a moment.",
+            )  # fmt: skip
+        ended = self.worker
+        await self._end_worker()
+        if ended is not None and state.role == "secondary" and self._outcome is not None \
+                and self._outcome[0] == "activated":
+            await self._became_primary()
 
     async def _go_stale(self, reason: str) -> None:
         self.state.role = "stale"
@@ -283,6 +335,7 @@ class ManagedVm:
         if self.worker is not worker:
             return
         self.worker = None
+        self._settling = True
         for waiting in self._audits.values():
             if not waiting.done():
                 waiting.set_exception(KvmftError("audit_lost", "The worker ended.", "Try again."))
@@ -299,14 +352,20 @@ class ManagedVm:
         outcome, reason = self._outcome or ("failed", "the worker was killed")
         state = self.state
         self._agent.events.add(state.vm, "worker_ended", reason, outcome=outcome, role=state.role)
-        async with self._lock:
-            if state.role == "secondary":
-                if outcome == "activated":
-                    await self._became_primary()
-                else:
-                    await self._go_stale(reason)
-            elif state.role == "primary":
-                await self._primary_ended(outcome, reason)
+        try:
+            async with self._lock:
+                if state.role == "secondary":
+                    if outcome == "activated":
+                        await self._became_primary()
+                    else:
+                        await self._go_stale(reason)
+                elif state.role == "primary":
+                    await self._primary_ended(outcome, reason)
+        except KvmftError as error:
+            self._agent.events.add(state.vm, "failed", str(error))
+            self._later()
+        finally:
+            self._settling = False
         await self.reconcile()
 
     async def _became_primary(self) -> None:
@@ -321,10 +380,12 @@ class ManagedVm:
     async def _primary_ended(self, outcome: str, reason: str) -> None:
         state = self.state
         if outcome == "fenced":
-            await asyncio.to_thread(self._agent.host.destroy, state.vm)
-            state.role = "stale"
+            # Durable first: also when libvirt does not answer now, this disk never starts again.
+            state.role, state.may_start = "stale", False
             self._save()
+            self._fence_due = True
             self._show("fenced", reason)
+            await self._fence()
             return
         if outcome in ("solo", "detached"):
             state.may_start, self._regain = True, False
@@ -339,6 +400,11 @@ class ManagedVm:
             self._regain = not state.may_start
         self._later()
 
+    async def _fence(self) -> None:
+        """Kill the VM that lost; tried again until libvirt did it."""
+        await asyncio.to_thread(self._agent.host.destroy, self.state.vm)
+        self._fence_due = False
+
     async def _end_worker(self) -> None:
         worker, self.worker = self.worker, None
         if worker is not None:
@@ -349,24 +415,45 @@ class ManagedVm:
 
     async def stop_protection(self, desired: str) -> None:
         """Turn off (`disabled`) or suspend; returns when it is done."""
-        self.state.desired = desired
+        state = self.state
+        state.desired = desired
         self._save()
+        async with self._turn():
+            running = await asyncio.to_thread(self._agent.host.is_running, state.vm)
+            if self.worker is None and self._regain and running:
+                # Its output is shut and its secondary may have taken over: a worker must win the
+                # right to run alone before anything is given up.
+                await self._start_primary(None, None)
         worker = self.worker
         if worker is not None:
             worker.send(cmd="stop" if desired == "disabled" else "suspend")
-            await worker.end(30.0)
-        while self.worker is worker and worker is not None:
+            await worker.end(LEAVE_TIMEOUT)
+        while worker is not None and self.worker is worker:
             await asyncio.sleep(0.05)
-        async with self._lock:
-            if self.state.peer:
-                try:
-                    await self._agent.peers.call(
-                        self.state.peer, "standby_discard", vm=self.state.vm
-                    )
-                except KvmftError as error:
-                    self._agent.events.add(self.state.vm, "peer_not_told", str(error))
-            if desired == "disabled" and self._agent.managed(self.state.vm) is self:
-                self._agent.forget(self)
+        async with self._turn():
+            if state.role != "primary":
+                raise KvmftError(
+                    "lost", f"VM {state.vm} was taken over by {state.peer} meanwhile.",
+                    f"Ask there: kvmft status {state.vm}.",
+                )  # fmt: skip
+            if self._regain and not state.may_start:
+                raise KvmftError(
+                    "not_released",
+                    f"VM {state.vm} has not won the right to run alone: {self.shown[1]}",
+                    "Bring the arbiter back (`kvmft doctor`); it is then completed by itself.",
+                )
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """By right alone, and not wanted otherwise: tell the peer; forget when FT is off."""
+        state = self.state
+        if state.peer:
+            try:
+                await self._agent.peers.call(state.peer, "standby_discard", vm=state.vm)
+            except KvmftError as error:
+                self._agent.events.add(state.vm, "peer_not_told", str(error))
+        if state.desired == "disabled" and self._agent.managed(state.vm) is self:
+            self._agent.forget(self)
 
     async def audit(self) -> dict[str, Any]:
         """Compare the replica's memory with the VM's at the next commit."""
