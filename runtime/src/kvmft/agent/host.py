@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,8 +159,17 @@ class Host:
 
     # -- the standby --------------------------------------------------------------------------------
 
-    def admit(self, domain: Domain, disks: list[dict[str, Any]], pool: str) -> list[KvmftError]:
-        """Everything this host lacks for the standby, with need and have."""
+    def admit(
+        self,
+        domain: Domain,
+        disks: list[dict[str, Any]],
+        pool: str,
+        ours: Callable[[str], bool] = lambda _path: False,
+    ) -> list[KvmftError]:
+        """Everything this host lacks for the standby, with need and have.
+
+        `ours` says of an image file that it is a replica of this VM and may be overwritten.
+        """
         found: list[KvmftError] = []
         need, have = domain.memory + MEMORY_RESERVE, available_memory()
         if have < need:
@@ -175,6 +185,11 @@ class Host:
         for disk in disks:
             path = replica_path(disk, domain.name, pool)
             used = os.stat(path).st_blocks * 512 if os.path.exists(path) else 0
+            if used and not ours(path) and path not in self._defined_paths(domain.uuid):
+                found.append(KvmftError(
+                    "replica_path_taken",
+                    f"{path} exists on the secondary's host and is no replica of this VM.",
+                    "Move it away, or remove it there if nothing needs it."))  # fmt: skip
             missing += max(0, int(disk["size"]) - used)
         free = shutil.disk_usage(pool if os.path.isdir(pool) else "/").free
         if free < missing:
@@ -183,6 +198,19 @@ class Host:
                 f"The replica needs {missing >> 20} MiB in {pool}; {free >> 20} MiB are free.",
                 "Free space there, or choose another host."))  # fmt: skip
         return found
+
+    def _defined_paths(self, uuid: str) -> set[str]:
+        """The images of this host's own definition of the VM, which ran here once."""
+        import libvirt
+
+        try:
+            found = self._libvirt().lookupByUUIDString(uuid)
+            return {disk.path for disk in dom.describe(found.XMLDesc(0)).disks}
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return set()
+            raise KvmftError("libvirt_down", f"libvirt does not answer: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
 
     def start_standby(
         self, xml: str, domain: Domain, disks: list[dict[str, Any]], pool: str, session: str

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kvmft.adapters.arbiter_client import claims_path
 from kvmft.adapters.durable import remove_durably
 from kvmft.agent.host import RUN_DIRECTORY, Found
+from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import VmState
 from kvmft.agent.workers import WorkerProcess
 from kvmft.core.domain import compliance, describe
@@ -193,9 +194,11 @@ class ManagedVm:
             )  # fmt: skip
         await asyncio.to_thread(agent.host.destroy, state.vm)
         domain = describe(request["xml"])
+        replicas = Replicas(agent.store.directory(state.vm))
         lacking = await asyncio.to_thread(
-            agent.host.admit, domain, request["disks"], agent.config.storage_pool
-        )
+            agent.host.admit, domain, request["disks"], agent.config.storage_pool,
+            lambda path: replicas.owns(path) or path in {disk["path"] for disk in state.disks},
+        )  # fmt: skip
         if lacking:
             raise KvmftError("not_admitted", f"{agent.config.host} cannot take the secondary.",
                              "Mend every reason.", lacking)  # fmt: skip
@@ -210,6 +213,7 @@ class ManagedVm:
             agent.host.start_standby, request["xml"], domain, request["disks"],
             agent.config.storage_pool, state.session,
         )  # fmt: skip
+        replicas.keep(disk["path"] for disk in state.disks)
         self._save()
         self._recover = False
         self._listening = asyncio.get_running_loop().create_future()
