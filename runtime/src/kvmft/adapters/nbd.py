@@ -8,6 +8,7 @@ runs on).
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import struct
@@ -30,10 +31,11 @@ INFO_EXPORT, INFO_BLOCK_SIZE = 0, 3
 CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_TRIM, CMD_WRITE_ZEROES = 0, 1, 2, 3, 4, 6
 TRANSMISSION_FLAGS = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6
 """HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES"""
-EIO, EINVAL = 5, 22
+EIO, EINVAL, ENOSPC = 5, 22, 28
 MAX_PAYLOAD = 32 << 20
 """The largest request a client may make (proto.md: clients should assume 32 MiB)."""
 MAX_OPTION = 8192
+EXPORT_NAME_PADDING = 124
 _REQUEST = struct.Struct(">IHHQQI")
 _REPLY = struct.Struct(">IIQ")
 
@@ -61,15 +63,20 @@ class _Connection:
     def __init__(self, server: NbdServer, sock: socket.socket) -> None:
         self._server = server
         self._sock = sock
-        self._buffer = bytearray(MAX_PAYLOAD + _REQUEST.size)
+        # Anonymous memory takes no space, and no time, before it is written.
+        self._buffer = mmap.mmap(-1, MAX_PAYLOAD + _REQUEST.size)
         self._have = 0
         self._need = 4
         self._step: Callable[[memoryview], None] = self._client_flags
         self._out = bytearray()
         self._request: tuple[int, int, int, int] = (0, 0, 0, 0)
         self._reading = True
+        self._no_zeroes = False
         sock.setblocking(False)
         server.reactor.add(sock.fileno(), READ, self._ready)
+
+    def greet(self) -> None:
+        """Send the handshake's first bytes; OSError when the client has gone already."""
         flags = FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES
         self._send(struct.pack(">QQH", NBDMAGIC, IHAVEOPT, flags))
 
@@ -88,7 +95,11 @@ class _Connection:
         try:
             if mask & WRITE:
                 self._flush()
-            if mask & ~WRITE and not (self._server.held and not mask & ~(WRITE | READ)):
+            if self._server.held:
+                if mask & ~(WRITE | READ):
+                    # epoll would report it again and again; what it sent was never answered.
+                    raise _ProtocolError("the client hung up")
+            elif mask & ~WRITE:
                 self._receive()
         except (_ProtocolError, OSError) as error:
             self.close()
@@ -130,8 +141,10 @@ class _Connection:
     # -- handshake --------------------------------------------------------------------------------
 
     def _client_flags(self, data: memoryview) -> None:
-        if int.from_bytes(data, "big") & ~(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES):
+        flags = int.from_bytes(data, "big")
+        if flags & ~(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES):
             raise _ProtocolError("the client asks for unknown handshake flags")
+        self._no_zeroes = bool(flags & FLAG_NO_ZEROES)
         self._need, self._step = 16, self._option_head
 
     def _option_head(self, data: memoryview) -> None:
@@ -147,7 +160,8 @@ class _Connection:
         self._need, self._step = 16, self._option_head
         size = self._server.size
         if self._option == OPT_EXPORT_NAME:
-            self._send(struct.pack(">QH", size, TRANSMISSION_FLAGS))
+            padding = b"" if self._no_zeroes else bytes(EXPORT_NAME_PADDING)
+            self._send(struct.pack(">QH", size, TRANSMISSION_FLAGS) + padding)
             self._need, self._step = _REQUEST.size, self._request_head
         elif self._option in (OPT_GO, OPT_INFO):
             info = struct.pack(">HQH", INFO_EXPORT, size, TRANSMISSION_FLAGS)
@@ -191,7 +205,7 @@ class _Connection:
         if kind == CMD_DISC:
             raise _ProtocolError("the client disconnected")
         if kind != CMD_FLUSH and offset + length > self._server.size:
-            error = EINVAL
+            error = ENOSPC if kind in (CMD_WRITE, CMD_WRITE_ZEROES) else EINVAL
         elif kind == CMD_WRITE:
             sink.write(offset, data)
         elif kind == CMD_WRITE_ZEROES or kind == CMD_TRIM:
@@ -230,9 +244,15 @@ class NbdServer:
     def _accept(self, _mask: int) -> None:
         try:
             sock, _ = self._listener.accept()
-        except BlockingIOError:
+        except OSError:
             return
-        self._connections.append(_Connection(self, sock))
+        connection = _Connection(self, sock)
+        self._connections.append(connection)
+        try:
+            connection.greet()
+        except OSError as error:
+            connection.close()
+            self.lost(connection, str(error))
 
     def lost(self, connection: _Connection, reason: str) -> None:
         """A connection ended; called by the connection itself."""

@@ -113,7 +113,10 @@ class RedirectorPort:
         return int.from_bytes(unread, "little") == 0
 
     def _accept_out(self, _mask: int) -> None:
-        sock, _ = self._listeners[0].accept()
+        try:
+            sock, _ = self._listeners[0].accept()
+        except OSError:  # QEMU went away between connecting and now; it tries again
+            return
         self._close_out()
         self._waiting.clear()
         self._whole = self._packets = 0
@@ -122,7 +125,10 @@ class RedirectorPort:
         self._reactor.add(sock.fileno(), READ, self._out_ready)
 
     def _accept_in(self, _mask: int) -> None:
-        sock, _ = self._listeners[1].accept()
+        try:
+            sock, _ = self._listeners[1].accept()
+        except OSError:
+            return
         self._close_in()
         sock.setblocking(False)
         self._in = sock
