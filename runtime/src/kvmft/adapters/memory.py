@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from kvmft.adapters import inject, linux
 from kvmft.adapters.digests import runs_of
 from kvmft.adapters.pagemap import Pagemap
+from kvmft.adapters.sparse import data_extents
 from kvmft.adapters.userfault import Userfault
 from kvmft.errors import KvmftError
 
@@ -86,21 +86,6 @@ def keep_pages(
     lengths = np.diff(np.append(at, len(blocks))).astype(np.uint64) * np.uint64(linux.PAGE)
     kept = np.column_stack((blocks[at], offsets[at], lengths))
     return kept, memoryview(np.ascontiguousarray(pages[keep])).cast("B")
-
-
-def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """The extents [start, end) of a memfd that have memory behind them."""
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(descriptor, position, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole up to the end
-            return
-        if start >= size:
-            return
-        end = min(size, os.lseek(descriptor, start, os.SEEK_HOLE))
-        yield start, end
-        position = end
 
 
 class GuestMemory:

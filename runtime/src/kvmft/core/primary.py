@@ -33,7 +33,6 @@ from kvmft.core.events import (
     InstallHold,
     KeepMemory,
     KillVm,
-    Loss,
     NameOffer,
     OfferStored,
     Outcome,
@@ -347,8 +346,6 @@ class PrimaryMachine:
 
     def _peer_lost(self, event: PeerLost, now: float) -> list[Effect]:
         outcome = Outcome.SOLO if self.pairing is not Pairing.NONE else Outcome.FAILED
-        if event.how is Loss.REFUSED:
-            outcome = Outcome.FAILED
         return self._leave(outcome, event.reason, now)
 
     def _stop_asked(self, event: StopAsked, now: float) -> list[Effect]:
