@@ -25,7 +25,7 @@ def test_roles_swap_back_and_forth_and_little_is_sent(pair: Pair) -> None:
         before = pair.primary_vm.counts[-1]
         base = switch(primary, secondary)
         old_qemu, keeper = pair.primary_vm.process, primary
-        wait_for("the old QEMU's end", lambda: old_qemu.poll() is not None)
+        old_qemu.wait(20)
         first = wait_for("the guest on the other side", lambda: pair.standby_vm.counts)[0]
         assert before <= first, "the guest went back"
         pair.swap()
@@ -34,7 +34,7 @@ def test_roles_swap_back_and_forth_and_little_is_sent(pair: Pair) -> None:
         primary.wait(msg="state", state="protected")
         secondary.wait(msg="base_taken")
         keeper.send(cmd="release")
-        wait_for("the keeper's end", lambda: keeper.process.poll() is not None)
+        keeper.process.wait(20)
         synced = primary.wait(msg="event", event="synced")["data"]
         assert synced["memory_bytes"] < (MEMORY_MIB << 20) // 8, synced
         assert synced["memory_left_out_bytes"] > 0

@@ -281,3 +281,36 @@ def test_only_a_protected_vm_can_be_switched() -> None:
         drive(ev.SwitchAsked())
     with pytest.raises(ev.IllegalEvent):
         drive(ev.Relieved())
+
+
+def test_a_guest_that_powers_off_ends_the_pair_by_a_won_claim() -> None:
+    drive = Driver().to_protected()
+    assert drive(ev.VmDied("the guest powered off", powered_off=True)) == [
+        "Farewell", "DropPeer", "Report", "StartClaim", "WakeAt",
+    ]  # fmt: skip
+    assert ev.Farewell("the guest powered off") in drive.all
+    assert drive(ev.Tick(), after=TUNING.hold_bound + 1) == [], "there is nothing to pause"
+    assert drive(ev.Claimed(won=True)) == ["Report", "Finish"]
+    assert drive.all[-1] == ev.Finish(ev.Outcome.DETACHED, "the guest powered off")
+
+
+def test_a_guest_that_powered_off_while_its_secondary_took_over_is_fenced() -> None:
+    drive = Driver().to_protected()
+    drive(ev.VmDied("the guest powered off", powered_off=True))
+    assert drive(ev.Claimed(won=False, reason="the secondary runs")) == [
+        "DropPeer", "Report", "Finish",
+    ]  # fmt: skip
+    assert drive.all[-1] == ev.Finish(ev.Outcome.FENCED, "the secondary runs")
+
+
+def test_a_guest_that_powers_off_before_any_pair_needs_no_claim() -> None:
+    drive = Driver().to_first_checkpoint()
+    assert drive(ev.VmDied("off", powered_off=True)) == ["Farewell", "DropPeer", "Finish"]
+
+
+def test_a_guest_that_powers_off_while_its_secondary_is_being_left() -> None:
+    drive = Driver().to_protected()
+    drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    drive(ev.VmDied("off", powered_off=True))
+    assert drive(ev.Claimed(won=True)) == ["Report", "Finish"]
+    assert drive.all[-1] == ev.Finish(ev.Outcome.DETACHED, "off")

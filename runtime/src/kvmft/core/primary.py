@@ -123,6 +123,7 @@ class PrimaryMachine:
         self._claim_since = 0.0
         self._paused = False
         self._pair_after_solo = False
+        self._gone = False
         self._switching = False
         self._switch_until = 0.0
 
@@ -169,7 +170,7 @@ class PrimaryMachine:
             case Relieved():
                 return self._relieved(event)
             case VmDied():
-                return self._vm_died(event)
+                return self._vm_died(event, now)
             case Failed():
                 return self._leave(Outcome.FAILED, event.reason, now)
             case Released():
@@ -254,7 +255,7 @@ class PrimaryMachine:
             if now < self._switch_until:
                 return [WakeAt(self._switch_until)]
             return self._leave(Outcome.SOLO, "the secondary did not take over in time", now)
-        if self.phase is Phase.CLAIMING and not self._paused:
+        if self.phase is Phase.CLAIMING and not self._paused and not self._gone:
             bound = self._claim_since + self.tuning.hold_bound
             if now < bound:
                 return [WakeAt(bound)]
@@ -329,14 +330,16 @@ class PrimaryMachine:
             return [Finish(Outcome.FAILED, event.reason)]
         if event.halted:
             self.phase = Phase.DONE
+            pause: list[Effect] = [] if self._gone else [PauseVm()]
             return [
-                PauseVm(),
+                *pause,
                 Report("fenced", event.reason),
                 Finish(Outcome.FAILED, event.reason),
             ]
         self.phase = Phase.DONE
+        kill: list[Effect] = [] if self._gone else [KillVm()]
         return [
-            KillVm(),
+            *kill,
             DropPeer(),
             Report("fenced", event.reason),
             Finish(Outcome.FENCED, event.reason),
@@ -371,19 +374,34 @@ class PrimaryMachine:
             effects.append(StartClaim(Purpose.SOLO))
         return [*effects, WakeAt(now + self.tuning.hold_bound)]
 
-    def _vm_died(self, event: VmDied) -> list[Effect]:
-        """Let the secondary take over; a guest that powered itself off ends the pair instead."""
-        self.phase = Phase.DONE
-        claim = not event.powered_off
-        return [
-            Farewell(event.reason, claim=claim),
-            DropPeer(),
-            Finish(Outcome.FAILED if claim else Outcome.DETACHED, event.reason),
-        ]
+    def _vm_died(self, event: VmDied, now: float) -> list[Effect]:
+        """Let the secondary take over; a guest that powered itself off ends the pair instead, and
+        also that only by a won claim: the secondary may be taking over at this moment."""
+        if not event.powered_off:
+            self.phase = Phase.DONE
+            return [
+                Farewell(event.reason, claim=True),
+                DropPeer(),
+                Finish(Outcome.FAILED, event.reason),
+            ]
+        self._gone = True
+        farewell: list[Effect] = [Farewell(event.reason)]
+        if self.phase in (Phase.CLAIMING, Phase.RELEASING):
+            self._after_claim = (Outcome.DETACHED, event.reason)
+            return farewell if self.phase is Phase.CLAIMING else self._finish()
+        if self.pairing is Pairing.NONE and self.phase is not Phase.GAINING:
+            self.phase = Phase.DONE
+            return [*farewell, DropPeer(), Finish(Outcome.DETACHED, event.reason)]
+        if self.phase is Phase.GAINING:
+            self.phase = Phase.DONE
+            return [Finish(Outcome.FAILED, event.reason)]
+        return [*farewell, *self._leave(Outcome.DETACHED, event.reason, now)]
 
     def _release(self, outcome: Outcome, reason: str) -> list[Effect]:
         self.phase = Phase.RELEASING
         self._after_claim = (outcome, reason)
+        if self._gone:
+            return self._finish()
         resume: list[Effect] = [ResumeVm()] if self._paused else []
         self._paused = False
         return [ReleaseAll(), *resume]
