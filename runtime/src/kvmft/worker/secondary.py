@@ -44,7 +44,7 @@ from kvmft.core.wire import (
 from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.link import AgentLink
-from kvmft.worker.primary import qemu_directory
+from kvmft.worker.primary import FIRST_SYNC_PATIENCE, qemu_directory
 from kvmft.worker.replica import ReplicaDisks, read_mark, write_mark
 
 STATUS_EVERY = 0.5
@@ -229,7 +229,9 @@ class SecondaryWorker:
         self.stream = ftlog.LogStream(
             self.reactor, sock, self._allocate, self._frame, self._stream_lost
         )
-        self.detector = SilenceDetector(self.config.detection, self.reactor.now())
+        self.detector = SilenceDetector(
+            max(self.config.detection, FIRST_SYNC_PATIENCE), self.reactor.now()
+        )
         self._greeted = False
         self.reactor.call_later(self.config.detection / 4, self._heartbeat)
 
@@ -385,6 +387,8 @@ class SecondaryWorker:
             return
         now = self.reactor.now()
         self.detector.heard(self.stream.last_heard)
+        if self.machine.phase is StandbyPhase.READY:
+            self.detector.timeout = self.config.detection
         if self.detector.suspects(now):
             silence = self.detector.silent_for(now)
             self.lost_at = now
