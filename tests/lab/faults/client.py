@@ -132,15 +132,15 @@ class Client:
         key = f"{'d' if verbs is DURABLE else 'v'}{number}{'@' + boot if boot else ''}"
         kind = self._random.choices(("append", "write", "read", "cas", "length"), (4, 2, 3, 2, 1))[0]
         expected = self._last.get(key, "-")
-        fields: dict[str, Any]
-        request, fields = {
+        choices: dict[str, tuple[str, dict[str, Any]]] = {
             "append": (f"a {value}", {"value": value}),
             "length": ("n", {}),
             "write": (f"{verbs[1]} {number} {value}", {"key": key, "value": value}),
             "read": (f"{verbs[0]} {number}", {"key": key}),
             "cas": (f"{verbs[2]} {number} {expected} {value}",
                     {"key": key, "value": value, "expected": expected}),
-        }[kind]  # fmt: skip
+        }  # fmt: skip
+        request, fields = choices[kind]
         called = time.monotonic()
         try:
             answer = self.line.ask(request)
