@@ -222,7 +222,7 @@ class Ground:
             subprocess.run(self.lab.inside("nft", "delete", "table", "netdev", table), check=False,
                            capture_output=True)  # fmt: skip
         self._cuts.clear()
-        for host in net.HOSTS:
+        for host in self.lab.hosts:
             if self.lab.is_on(host):
                 for network in net.NETWORKS:
                     net.cable(self.lab.name, host, network, up=True)
@@ -299,16 +299,16 @@ class Ground:
 
     def calm(self) -> None:
         """End every fault: thaw, continue, mend, plug in, power on."""
-        for host in net.HOSTS:
+        for host in self.lab.hosts:
             if self.lab.is_on(host):
                 self.freeze(host, False)
         self.go_on()
         self.mend_disks()
         self.heal()
-        for host in net.HOSTS:
+        for host in self.lab.hosts:
             if not self.lab.is_on(host):
                 self.lab.power_on(host, wait=False)
-        for host in net.HOSTS:
+        for host in self.lab.hosts:
             self.lab.wait_ssh(host)
 
     def start_over(self) -> None:
