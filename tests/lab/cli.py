@@ -150,7 +150,8 @@ def main() -> int:
     faults.add_argument("--rows")
     faults.add_argument("--guest", choices=("quick", "postgres"), default="quick")
     faults.add_argument("--long", action="store_true")
-    faults.add_argument("--keep", action="store_true")
+    faults.add_argument("--keep", action="store_true", help="leave the lab up")
+    faults.add_argument("--more", action="store_true", help="add to the runs of build/faults.json")
     faults.add_argument("--release", choices=("12", "13"), default="12")
     verbs.add_parser("site")
     lab = verbs.add_parser("lab")
@@ -179,7 +180,7 @@ def main() -> int:
             from tests.lab.faults import campaign
 
             return campaign.main(options.runs, options.rows, options.guest, options.long,
-                                 options.release, options.keep)  # fmt: skip
+                                 options.release, options.keep, options.more)  # fmt: skip
         case "lab":
             return _lab(options)
         case "clean":

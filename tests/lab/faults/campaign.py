@@ -247,29 +247,33 @@ def choose(names: str | None, long: bool) -> list[Row]:
     return chosen
 
 
-def main(runs: int, names: str | None, guest_kind: str, long: bool, release: str, keep: bool) -> int:
-    """The whole campaign; 1 when anything that must be zero is not."""
+def main(runs: int, names: str | None, guest_kind: str, long: bool, release: str, keep: bool,
+         more: bool) -> int:  # fmt: skip
+    """The whole campaign; 1 when anything that must be zero is not. `more`: add to the earlier runs."""
     rows = choose(names, long)
     guest = guests.QUICK if guest_kind == "quick" else guests.POSTGRES
     lab = Lab(os.environ.get("KVMFT_LAB", "faults"), release)
     base = ROOT / "build" / "faults"
     path = ROOT / "build" / "faults.json"
-    results: list[Result] = []
+    results = load_results(path) if more else []
+    before = {row.name: sum(each["row"] == row.name for each in results) for row in rows}
+    failed = False
     try:
         ground = prepare(lab, guest)
         for number in range(1, runs + 1):
             for row in rows:
-                result = run_row(ground, row, number, base)
-                results.append(result)
+                result = run_row(ground, row, before[row.name] + number, base)
+                results.append(asdict(result))
+                failed = failed or bool(result.problems)
                 print(report.run_line(asdict(result), result.slow), flush=True)
-                report.write(path, [asdict(each) for each in results], ROWS)
+                report.write(path, results, ROWS)
     finally:
         if not keep:
             lab.down()
     print()
-    print(report.table([asdict(each) for each in results], ROWS))
+    print(report.table(results, ROWS))
     print(f"\nEvery run: {path.relative_to(ROOT)}; histories, frames and events: {base.relative_to(ROOT)}")
-    return 1 if any(each.problems for each in results) else 0
+    return int(failed)
 
 
 def load_results(path: Path) -> list[dict[str, Any]]:

@@ -312,7 +312,12 @@ class Ground:
             self.lab.wait_ssh(host)
 
     def start_over(self) -> None:
-        """Forget the VM on both servers and in the arbiter, start it anew and protect it."""
+        """Forget the VM, start it anew and protect it."""
+        self.forget()
+        self.protect()
+
+    def forget(self) -> None:
+        """End every fault; then no server and no arbiter knows the VM any more, nor has its disk."""
         self.calm()
         name = shlex.quote(self.guest.name)
         for host in SERVERS:
@@ -326,7 +331,6 @@ class Ground:
                 "del --prefix /kvmft/")  # fmt: skip
         for host in SERVERS:
             self.sh(host, "systemctl start kvmft-agent")
-        self.protect()
 
     def protect(self) -> Sides:
         """Start the guest on node-a if it is nowhere, turn FT on, and wait for `protected`."""
