@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.lab import cli, guests
 from tests.lab.faults import report
-from tests.lab.faults.frames import Takeover, second_active
+from tests.lab.faults.frames import Takeover, count
 from tests.lab.faults.ground import SERVERS, Broken, Ground, Sides
 from tests.lab.faults.judge import problems_of
 from tests.lab.faults.load import Load, Recorder
@@ -41,6 +41,8 @@ class Result:
     lost: int = 0
     duplicates: int = 0
     second_active: int = 0
+    late_frames: int = 0
+    """Frames of the old side after the takeover that were output of the commit taken over."""
     linearizable: bool = True
     resets: int = 0
     operations: int = 0
@@ -111,7 +113,7 @@ class Run:
             ended = time.monotonic()
             self._timeline.end(self._folder / "shown.jsonl")
             self._load.end()
-            bursts = recorder.end()
+            frames = recorder.end()
             events = {host: self._ground.events(host, wall) for host in SERVERS}
             (self._folder / "events.json").write_text(json.dumps(events, indent=1))
         verdict = self._load.judge(self._injected)
@@ -123,7 +125,8 @@ class Run:
         result.problems += problems_of(verdict, self._row.resets)
         taken = [Takeover(host, event["time"]) for host, found in events.items() for event in found
                  if event["event"] in ("activated", "cold_boot")]  # fmt: skip
-        result.second_active = second_active(bursts, taken)
+        counted = count(frames, taken)
+        result.second_active, result.late_frames = counted.second_active, counted.late
         if result.second_active:
             self.problem(f"{result.second_active} frames of a second active side were seen")
         shown = self._timeline.since(self._injected)

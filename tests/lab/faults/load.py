@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.lab import guests
 from tests.lab.demo import stored_rows
-from tests.lab.faults.frames import Burst
+from tests.lab.faults import frames
 from tests.lab.faults.judge import Verdict, judge_postgres, judge_quick
 from tests.lab.lab import ROOT, Lab
 
@@ -45,13 +45,14 @@ class Recorder:
     """tests/lab/faults/frames.py."""
 
     def __init__(self, lab: Lab, guest: guests.Guest, folder: Path) -> None:
-        self._path = folder / "frames.jsonl"
+        self._path = folder / "frames.txt"
         self._process = Process(lab, "tests.lab.faults.frames", guest.mac, str(self._path))
 
-    def end(self) -> list[Burst]:
+    def end(self) -> list[frames.Frame]:
         """Stop; what was recorded."""
         self._process.end()
-        return [Burst(**json.loads(line)) for line in self._path.read_text().splitlines()]
+        with self._path.open(encoding="utf-8") as file:
+            return frames.parse(file)
 
 
 class Load:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from typing import Any
 
 import pytest
 
 from tests.lab.faults import report
-from tests.lab.faults.frames import Burst, Takeover, second_active
+from tests.lab.faults.frames import Count, Frame, Segment, Takeover, count, parse, segment_of
 from tests.lab.faults.ground import Ground, Sides
 from tests.lab.faults.judge import Verdict, judge_postgres, judge_quick, problems_of
 from tests.lab.faults.rows import ROWS, Row, Watch
 from tests.lab.faults.timeline import Shown, double_claims
 
 
-def burst(host: str, first: float, frames: int = 3) -> Burst:
-    return Burst(f"node-{host}", first, first + 0.01, frames)
+def frame(host: str, at: float, seq: int = 100, length: int = 10, ack: int = 50,
+          checksum: int = 7) -> Frame:  # fmt: skip
+    return Frame(f"node-{host}", at, Segment("7001>10.93.0.1:4", seq, length, ack, checksum))
 
 
 def took(host: str, at: float) -> Takeover:
@@ -24,26 +27,62 @@ def took(host: str, at: float) -> Takeover:
 
 
 def test_one_side_alone_is_fine() -> None:
-    assert second_active([burst("a", 0), burst("a", 1)], []) == 0
+    assert count([frame("a", 0), frame("a", 1)], []) == Count()
 
 
 def test_a_clean_takeover_is_fine() -> None:
-    assert second_active([burst("a", 0), burst("b", 5), burst("b", 6)], [took("b", 5.05)]) == 0
+    assert count([frame("a", 0), frame("b", 5), frame("b", 6)], [took("b", 5.05)]) == Count()
 
 
-def test_frames_of_the_old_side_after_the_new_one_was_heard_count() -> None:
-    bursts = [burst("a", 0), burst("b", 5), burst("a", 5.5, 7), burst("b", 6)]
-    assert second_active(bursts, [took("b", 5.05)]) == 7
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        frame("a", 5.5, seq=115),  # more was sent than the commit had sent
+        frame("a", 5.5, ack=51),  # more was acknowledged than the commit had received
+        frame("a", 5.5, seq=110, checksum=8),  # other bytes than the winner's in the same place
+        Frame("node-a", 5.5),  # no TCP: nothing shows of when it is
+        Frame("node-a", 5.5, Segment("7001>10.93.0.1:99", 100, 10, 50, 7)),  # unknown to the winner
+    ],
+)
+def test_output_of_the_old_side_beyond_the_commit_counts(beyond: Frame) -> None:
+    frames = [frame("a", 0), frame("b", 5, seq=110, checksum=9), beyond, frame("b", 6, seq=120)]
+    assert count(frames, [took("b", 5.05)]) == Count(second_active=1)
+
+
+@pytest.mark.parametrize("late", [frame("a", 5.5, seq=100), frame("a", 5.5, seq=110, checksum=9)])
+def test_late_output_of_the_commit_itself_is_counted_apart(late: Frame) -> None:
+    frames = [frame("a", 0), frame("b", 5, seq=110, checksum=9), late]
+    assert count(frames, [took("b", 5.05)]) == Count(late=1)
 
 
 def test_frames_of_the_old_side_before_the_new_one_was_heard_do_not_count() -> None:
-    assert second_active([burst("a", 0), burst("a", 5.2), burst("b", 5.4)], [took("b", 5.0)]) == 0
+    frames = [frame("a", 0), frame("a", 5.2, seq=900), frame("b", 5.4)]
+    assert count(frames, [took("b", 5.0)]) == Count()
 
 
 def test_back_and_forth_is_fine_in_the_order_of_the_takeovers() -> None:
-    bursts = [burst("a", 0), burst("b", 5), burst("a", 20), burst("a", 21)]
-    assert second_active(bursts, [took("b", 5.0), took("a", 20.1)]) == 0
-    assert second_active([*bursts, burst("b", 22)], [took("b", 5.0), took("a", 20.1)]) == 3
+    frames = [frame("a", 0), frame("b", 5), frame("a", 20), frame("a", 21, seq=300)]
+    assert count(frames, [took("b", 5.0), took("a", 20.1)]) == Count()
+    more = [*frames, frame("b", 22, seq=400)]
+    assert count(more, [took("b", 5.0), took("a", 20.1)]) == Count(second_active=1)
+
+
+def test_sequence_numbers_wrap_around() -> None:
+    frames = [frame("b", 5, seq=2), frame("a", 5.5, seq=(1 << 32) - 8)]
+    assert count(frames, [took("b", 5.0)]) == Count(late=1)
+
+
+def test_a_segment_is_read_from_its_frame_and_survives_the_file() -> None:
+    tcp = struct.pack("!HHIIBBHHH", 7001, 4, 100, 50, 5 << 4, 0x18, 0, 0, 0) + b"ok\n"
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0, bytes(4),
+                     bytes([10, 93, 0, 1]))  # fmt: skip
+    ethernet = bytes(12) + b"\x08\x00"
+    read = segment_of(ethernet + ip + tcp + b"padding")
+    assert read == Segment("7001>10.93.0.1:4", 100, 3, 50, zlib.crc32(b"ok\n"))
+    assert segment_of(bytes(12) + b"\x08\x06" + bytes(46)) is None
+    frames = [Frame("node-a", 1.5, read), Frame("node-b", 2.5)]
+    assert parse(f"{each}\n" for each in frames) == frames
+    assert parse(["node-a 1.0 7001>10"]) == []
 
 
 def claims(at: float, host: str, role: str = "primary", running: bool = True) -> Shown:
