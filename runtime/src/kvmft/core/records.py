@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 
 from kvmft.errors import KvmftError
@@ -40,9 +40,9 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """Canonical bytes: JSON with sorted keys and no spaces. Equal records, equal bytes."""
-        value = asdict(self)
+        value = {name: getattr(self, name) for name in _FIELDS}
         value["mode"] = self.mode.value
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def _malformed(why: str) -> KvmftError:
