@@ -86,9 +86,11 @@ def first(cluster: str, holder: str, peer: str, nonce: str) -> Record:
     return Record(cluster, 1, Mode.SOLO, holder, peer, nonce, 0)
 
 
-def solo(base: Record, holder: str, peer: str, nonce: str) -> Record:
-    """The successor of `base` in which `holder` alone may run."""
-    return Record(base.cluster, base.gen + 1, Mode.SOLO, holder, peer, nonce, base.epoch)
+def solo(base: Record, holder: str, peer: str, nonce: str, gen: int | None = None) -> Record:
+    """The successor of `base` in which `holder` alone may run; of generation `gen`, which is above
+    that of `base`, or of the next one."""
+    number = base.gen + 1 if gen is None else gen
+    return Record(base.cluster, number, Mode.SOLO, holder, peer, nonce, base.epoch)
 
 
 def paired(base: Record, holder: str, peer: str, nonce: str, epoch: int) -> Record:
