@@ -204,6 +204,7 @@ def run_row(ground: Ground, row: Row, number: int, base: Path) -> Result:
         Run(ground, row, result, folder).go(sides)
     except FAULTS as error:
         result.problems.append(f"{type(error).__name__}: {error}")
+        _calm(ground, result)
     if result.problems:
         _keep_logs(ground, folder)
     result.seconds = round(time.monotonic() - begun, 1)
@@ -224,6 +225,13 @@ def ready(ground: Ground, result: Result) -> Sides:
         result.notes.append("the VM was made anew before this run")
         ground.start_over()
         return ground.wait_protected(60)
+
+
+def _calm(ground: Ground, result: Result) -> None:
+    try:
+        ground.calm()
+    except FAULTS as error:
+        result.notes.append(f"the fault was not ended: {error}")
 
 
 def _keep_logs(ground: Ground, folder: Path) -> None:

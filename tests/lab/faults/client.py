@@ -74,7 +74,7 @@ class Line:
             raise Impatient("no answer in time") from None
         if not answer.endswith("\n"):
             raise ConnectionError("the guest closed the connection")
-        words = answer.split()
+        words = answer.rstrip("\n").split(" ")
         if words[0] != "ok":
             raise RuntimeError(f"{request!r} was answered with {answer!r}")
         return words[1:]
@@ -200,7 +200,8 @@ def finish(address: tuple[str, int], log: Log, base: int) -> None:
                       returned=time.monotonic())  # fmt: skip
     length, records = int(line.ask("n")[0]), list[str]()
     while base + len(records) < length:
-        records += line.ask(f"l {base + len(records)} {RECORDS_AT_ONCE}")
+        # A record that the disk lost is an empty word.
+        records += line.ask(f"l {base + len(records)} {min(RECORDS_AT_ONCE, length - base - len(records))}")
     log.write(kind="log", base=base, records=records)
     line.close()
 
