@@ -11,23 +11,22 @@ import base64
 import http.client
 import json
 import re
+import secrets
 import ssl
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from kvmft.core.arbitration import Reply
+from kvmft.core.position import Position
 from kvmft.errors import KvmftError
+from kvmft.ports import Health, Unclear
 
 TIMEOUT = 3.0
 """Seconds for one request. A request that timed out may still be applied later."""
 
 GOOD_VERSIONS = ((3, 4, 21), (3, 5, 5))
 """Per minor release, the first version that does not lose acknowledged writes."""
-
-
-class Unclear(Exception):
-    """No answer, or none that says what happened."""
 
 
 def _b64(data: bytes) -> str:
@@ -53,16 +52,30 @@ def build_txn(key: str, base: bytes | None, new: bytes | None) -> dict[str, Any]
 
 
 def parse_txn(answer: Any) -> Reply:
-    """The gateway's answer; `succeeded` is absent when false, an empty range has no `kvs`."""
+    """The gateway's answer; `succeeded` is absent when false, an empty range has no `kvs`.
+
+    The header's revision is the one at which the transaction was applied: a transaction that
+    contains a put goes through the log, also when its condition is false.
+    """
     if not isinstance(answer, dict) or "header" not in answer:
         raise Unclear(f"an answer without header: {str(answer)[:200]}")
+    position = _position(answer["header"])
     if answer.get("succeeded") is True:
-        return Reply(True, None)
+        return Reply(True, None, position)
     try:
         found = answer["responses"][0]["response_range"].get("kvs", [])
-        return Reply(False, base64.b64decode(found[0]["value"]) if found else None)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        value = base64.b64decode(found[0]["value"], validate=True) if found else None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise Unclear(f"an answer without range: {str(answer)[:200]}") from error
+    return Reply(False, value, position)
+
+
+def _position(header: Any) -> Position:
+    """From a response header; 64-bit integers are strings in the gateway's JSON."""
+    try:
+        return Position(f"etcd cluster {int(header['cluster_id']):x}", int(header["revision"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unclear(f"an answer with an unknown header: {str(header)[:200]}") from error
 
 
 @dataclass(frozen=True)
@@ -92,32 +105,45 @@ class Etcd:
         answer = self._post("/v3/kv/txn", build_txn(key, base, new), attempt)
         return parse_txn(answer)
 
-    def probe(self, cluster: str) -> str:
-        """Prove that transactions compare; the server's version, or KvmftError."""
-        version = self._version()
-        key = f"/kvmft/{cluster}/canary"
-        try:
-            reply = self.swap(key, b"a value that this key never has", b"canary")
-        except Unclear as error:
-            raise self._unreachable(str(error)) from error
-        if reply.succeeded or reply.current is not None:
+    def probe(self, cluster: str, host: str) -> Health:
+        """Every endpoint that answers must be a good version and must not apply a canary, a
+        transaction whose condition is false; one at least has to answer."""
+        endpoints, silent = self._config.endpoints, []
+        healthy: list[tuple[str, Position]] = []
+        for attempt in range(len(endpoints)):
+            try:
+                version = self._version(attempt)
+                healthy.append((version, self._canary(cluster, attempt)))
+            except Unclear as error:
+                silent.append(str(error))
+        if not healthy:
+            raise self._unreachable("; ".join(silent))
+        detail = "etcd " + ", ".join(sorted({version for version, _ in healthy}))
+        if silent:
+            detail += f"; {len(silent)} of {len(endpoints)} do not answer: {'; '.join(silent)}"
+        position = max(position for _, position in healthy)
+        return Health(detail, position.arbiter, {"": position.revision})
+
+    def _canary(self, cluster: str, attempt: int) -> Position:
+        never = secrets.token_hex(16).encode()
+        reply = self.swap(f"/kvmft/{cluster}/canary", never, b"canary", attempt)
+        if reply.succeeded:
             raise KvmftError(
                 "arbiter_canary",
-                "The arbiter applied a transaction whose condition was false.",
-                "This etcd or a proxy before it cannot arbitrate; use etcd 3.4.21, 3.5.5 or newer.",
+                f"The arbiter at {self._endpoint(attempt)} applied a transaction whose condition "
+                "was false.",
+                "This etcd, or a proxy before it, cannot arbitrate; use etcd 3.4.21, 3.5.5 or newer.",
             )
-        return version
+        assert reply.position is not None
+        return reply.position
 
-    def _version(self) -> str:
-        try:
-            answer = self._request("GET", "/version", None, 0)
-            text = str(answer["etcdserver"])
-        except (Unclear, KeyError, TypeError) as error:
-            raise self._unreachable(str(error)) from error
+    def _version(self, attempt: int) -> str:
+        answer = self._request("GET", "/version", None, attempt)
+        text = str(answer.get("etcdserver")) if isinstance(answer, dict) else str(answer)
         if not acceptable(text):
             raise KvmftError(
                 "arbiter_version",
-                f"etcd {text} may lose acknowledged writes.",
+                f"etcd {text} at {self._endpoint(attempt)} may lose acknowledged writes.",
                 "Upgrade it to 3.4.21, 3.5.5 or newer.",
             )
         return text
@@ -133,7 +159,7 @@ class Etcd:
         return self._request("POST", path, json.dumps(body).encode(), attempt)
 
     def _request(self, method: str, path: str, body: bytes | None, attempt: int) -> Any:
-        endpoint = self._config.endpoints[attempt % len(self._config.endpoints)]
+        endpoint = self._endpoint(attempt)
         connection = self._connection(endpoint)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
@@ -146,6 +172,9 @@ class Etcd:
             raise Unclear(f"{endpoint}: {error!r}") from error
         finally:
             connection.close()
+
+    def _endpoint(self, attempt: int) -> str:
+        return self._config.endpoints[attempt % len(self._config.endpoints)]
 
     def _connection(self, endpoint: str) -> http.client.HTTPConnection:
         url = urlsplit(endpoint)
@@ -171,7 +200,3 @@ def acceptable(version: str) -> bool:
         return True
     return any(parts[:2] == good[:2] and parts >= good for good in GOOD_VERSIONS)
 
-
-def vm_key(cluster: str, uuid: str) -> str:
-    """The key of a VM's record."""
-    return f"/kvmft/{cluster}/vm/{uuid}"
