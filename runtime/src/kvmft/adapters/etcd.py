@@ -52,7 +52,8 @@ def build_txn(key: str, base: bytes | None, new: bytes | None) -> dict[str, Any]
 
 
 def parse_txn(answer: Any) -> Reply:
-    """The gateway's answer; `succeeded` is absent when false, an empty range has no `kvs`.
+    """The gateway's answer; `succeeded` is absent when false, an empty range has no `kvs`, and
+    an empty value no `value`.
 
     The header's revision is the one at which the transaction was applied: a transaction that
     contains a put goes through the log, also when its condition is false.
@@ -64,7 +65,8 @@ def parse_txn(answer: Any) -> Reply:
         return Reply(True, None, position)
     try:
         found = answer["responses"][0]["response_range"].get("kvs", [])
-        value = base64.b64decode(found[0]["value"], validate=True) if found else None
+        # Empty fields are left out in this JSON: a row without `value` has an empty value.
+        value = base64.b64decode(found[0].get("value", ""), validate=True) if found else None
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise Unclear(f"an answer without range: {str(answer)[:200]}") from error
     return Reply(False, value, position)

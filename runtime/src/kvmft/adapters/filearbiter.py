@@ -3,8 +3,9 @@
     DIRECTORY/kvmft/CLUSTER/identity        made once, when the arbiter is set up; never by a claim
     DIRECTORY/kvmft/CLUSTER/vm/UUID/gen-N   change N of this VM's record; N is never used again
 
-The value is the content of the file with the highest N. A swap reads it, compares, writes a file
-under a unique temporary name, syncs it, and gives it the name gen-(N+1) with link(2).
+The value is in the file with the highest N, after a first line with random bits of its own. A swap
+reads it, compares, writes a file under a unique temporary name, syncs it, and gives it the name
+gen-(N+1) with link(2).
 
 Why it is a compare-and-swap:
 
@@ -20,10 +21,10 @@ Why it is a compare-and-swap:
 * A file that was won and followed by another change before that look is told as "refused, and the
   value is the later one". That is what the answer would have been a moment later; the rules
   around this (core/arbitration.py) draw the same conclusion as from a first answer that was lost.
-* After an unclear link the number of links of the temporary file, and the content under the new name,
-  say whether it happened. Where they say no, it may happen later: the answer is Unclear, and the
-  same is asked again.
-* Taking a record away (turning FT off) is a change like any other: its file says `REMOVED`. An
+* After an unclear link, the first line under the new name and the number of links of the temporary
+  file say whether it happened. Where they say no, it may happen later: the answer is
+  Unclear, and the same is asked again.
+* Taking a record away (turning FT off) is a change like any other: its file says `removed`. An
   unlink would be no compare-and-swap and would free the name gen-1 for a creation of the past.
 
 What is told was synced first, file and directory, so that it is still there after the server lost
@@ -50,12 +51,10 @@ from kvmft.ports import Health, Unclear
 KEEP = 8
 """Generation files that stay: enough for a slow reader to finish what it began."""
 
-REMOVED = b"kvmft: removed "
-"""A file that begins so says that the record was taken away; 32 hex digits follow."""
-
+_FORMAT = re.compile(rb"kvmft 1 [0-9a-f]{32} (value|removed)\n(.*)", re.DOTALL)
 _GENERATION = re.compile(r"gen-([1-9][0-9]{0,17})")
-_TEMPORARY = ".new-"
-_LOOKS = 5
+_TEMPORARY = re.compile(r"[.]new-([1-9][0-9]{0,17})-[0-9a-f]{16}")
+_LOOKS = 20
 """How often a reader looks when files vanish under its hands."""
 
 
@@ -134,7 +133,7 @@ class FileArbiter:
             return Reply(False, head.value, Position(arbiter, head.number))
         if head.number == 0:
             self._make_folder(root, folder)
-        data = REMOVED + secrets.token_hex(16).encode() if new is None else new
+        data = _encode(new)
         number = head.number + 1
         with self._opened(root, folder) as directory:
             won = self._link_as(directory, number, data)
@@ -150,7 +149,7 @@ class FileArbiter:
 
     def _link_as(self, directory: int, number: int, data: bytes) -> bool:
         """True when a new file with `data` got the number; false when another one has it."""
-        files, name = self._files, f"{_TEMPORARY}{secrets.token_hex(8)}"
+        files, name = self._files, f".new-{number}-{secrets.token_hex(8)}"
         try:
             files.write(name, directory, data)
             problem: OSError | None = None
@@ -158,21 +157,28 @@ class FileArbiter:
                 files.link(name, f"gen-{number}", directory)
             except OSError as error:
                 problem = error
-            # Also when link's answer was lost, or when it was for a repetition of the request.
-            if files.links(name, directory) == 2 or self._has(directory, number, data):
-                return True
-            if problem is not None and problem.errno != errno.EEXIST:
-                raise problem
-            return False
+            # What has the number says whose it is, by the random bits in its first line. So an answer
+            # that was lost, or was for a repetition of the request, is no riddle.
+            content = self._content(directory, number)
+            if content is not None:
+                return content == data
+            if self._links(name, directory) == 2:
+                return True  # won, and so long ago that the file was removed since
+            raise problem or OSError(errno.ESTALE, "a link that was made cannot be seen")
         finally:
             self._quietly_unlink(name, directory)
 
-    def _has(self, directory: int, number: int, data: bytes) -> bool:
-        """Whether change `number` is ours: `data` has random bits that nobody else knows."""
+    def _content(self, directory: int, number: int) -> bytes | None:
         try:
-            return self._files.read(f"gen-{number}", directory) == data
+            return self._files.read(f"gen-{number}", directory)
         except FileNotFoundError:
-            return False
+            return None
+
+    def _links(self, name: str, directory: int) -> int:
+        try:
+            return self._files.links(name, directory)
+        except FileNotFoundError:
+            return 0  # a winner has tidied up
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -197,8 +203,7 @@ class FileArbiter:
         except FileNotFoundError:
             # Either there never was a folder, or the file was removed under our hands.
             return Head(0, None) if not self._exists(root, folder) else None
-        removed = content is None or content.startswith(REMOVED)
-        return Head(number, None if removed else content)
+        return Head(number, None if content is None else _decode(content))
 
     def _exists(self, root: int, folder: str) -> bool:
         try:
@@ -252,12 +257,12 @@ class FileArbiter:
             path = f"{path}/{part}" if path else part
 
     def _prune(self, root: int, folder: str, number: int) -> None:
-        """Remove old generations and what killed claimants left. Losing is no harm here: somebody
-        whose temporary file went away gets an error from link and asks again."""
+        """Remove old generations, and what killed claimants left that aimed at them. Whoever is so
+        late that its own file went away gets an error from link, and asks again."""
         with self._opened(root, folder) as directory:
             for name in self._files.names(directory):
-                old = [each for each in _numbers([name]) if each <= number - KEEP]
-                if old or name.startswith(_TEMPORARY):
+                match = _GENERATION.fullmatch(name) or _TEMPORARY.fullmatch(name)
+                if match is not None and int(match[1]) <= number - KEEP:
                     self._quietly_unlink(name, directory)
 
     def _quietly_unlink(self, name: str, directory: int) -> None:
@@ -298,7 +303,7 @@ class FileArbiter:
         return mount
 
     def _canary(self, root: int) -> None:
-        files, names = self._files, [f"{_TEMPORARY}{secrets.token_hex(8)}" for _ in range(3)]
+        files, names = self._files, [f"canary-{secrets.token_hex(8)}" for _ in range(3)]
         first, second, target = names
         self._make_folder(root, "canary")
         with self._opened(root, "canary") as directory:
@@ -364,7 +369,7 @@ class FileArbiter:
             with self._cluster(cluster) as root:
                 changed = False
                 if "identity" not in files.names(root):
-                    name = f"{_TEMPORARY}{secrets.token_hex(8)}"
+                    name = f"identity-{secrets.token_hex(8)}"
                     made = {"v": 1, "id": secrets.token_hex(16)}
                     try:
                         files.write(name, root, json.dumps(made).encode())
@@ -394,6 +399,21 @@ def _split(key: str) -> tuple[str, str]:
     if match is None:
         raise KvmftError("arbiter_key", f"{key!r} is no key of a VM's record.", "")
     return match[1], match[2]
+
+
+def _encode(value: bytes | None) -> bytes:
+    """A file's content; each has random bits, so that equal values make different files."""
+    kind = b"removed" if value is None else b"value"
+    return b"kvmft 1 %s %s\n%s" % (secrets.token_hex(16).encode(), kind, value or b"")
+
+
+def _decode(content: bytes) -> bytes | None:
+    """The value, None when it was taken away. What is damaged comes as it is: it is no record, and
+    the rules then call for a person."""
+    match = _FORMAT.fullmatch(content)
+    if match is None:
+        return content
+    return None if match[1] == b"removed" else match[2]
 
 
 def _numbers(names: list[str]) -> list[int]:

@@ -223,7 +223,7 @@ class Claim:
         """The arbiter's answer to transaction `txn`."""
         if self.decided or txn != self._txn:
             return []
-        broken = broken_history(reply.before, reply.position)
+        broken = broken_history(reply.before, reply.position, reply.succeeded)
         if broken is not None:
             return self._halt(None, broken)
         self.holdings = self.holdings.with_seen(reply.position)

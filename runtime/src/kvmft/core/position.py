@@ -29,8 +29,14 @@ def newest(one: Position | None, other: Position | None) -> Position | None:
     return max(one, other)
 
 
-def broken_history(before: Position | None, now: Position | None) -> str | None:
-    """Why an answer from `now` cannot be trusted by one who had seen `before` when it asked."""
+def broken_history(
+    before: Position | None, now: Position | None, changed: bool = False
+) -> str | None:
+    """Why an answer from `now` cannot be trusted by one who had seen `before` when it asked.
+
+    With `changed` the answer says that it made a change: that has a revision of its own, after all
+    that was seen before.
+    """
     if before is None or now is None:
         return None
     if now.arbiter != before.arbiter:
@@ -38,9 +44,10 @@ def broken_history(before: Position | None, now: Position | None) -> str | None:
             f"this is another arbiter than before ({now.arbiter}, and not {before.arbiter}): "
             "it was replaced or set up anew"
         )
-    if now.revision < before.revision:
+    if now.revision < before.revision + changed:
         return (
-            f"the arbiter's history went back, from revision {before.revision} to {now.revision}: "
+            f"the arbiter's history went back, from revision {before.revision} to "
+            f"{now.revision - changed}: "
             "it was wiped or restored from a backup"
         )
     return None
