@@ -43,7 +43,6 @@ def test_the_transactions_are_exactly_these() -> None:
     assert build_txn("k", None, b"new")["compare"] == [
         {"key": key, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
     ]
-    assert build_txn("k", b"old", None)["success"] == [{"request_delete_range": {"key": key}}]
 
 
 @pytest.mark.parametrize(

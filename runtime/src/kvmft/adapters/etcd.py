@@ -3,6 +3,10 @@
 One builder makes every transaction, because the gateway ignores misspelt fields: with `compare`
 misspelt, the put would simply happen. `probe` sends a canary that must fail. Nothing here retries:
 the caller decides what a missing answer means.
+
+A key is never deleted: a creation compares with "this key does not exist", and one that was held back
+would become true again. Taking a record away puts a marker with random bits in its place; a creation
+that meets a marker is asked again with that very marker as its base.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import json
 import re
 import secrets
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +29,9 @@ from kvmft.ports import Health, Unclear
 TIMEOUT = 3.0
 """Seconds for one request. A request that timed out may still be applied later."""
 
+REMOVED = b"kvmft: removed "
+"""A value that begins so says that the record was taken away; 32 hex digits follow."""
+
 GOOD_VERSIONS = ((3, 4, 21), (3, 5, 5))
 """Per minor release, the first version that does not lose acknowledged writes."""
 
@@ -33,20 +40,16 @@ def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def build_txn(key: str, base: bytes | None, new: bytes | None) -> dict[str, Any]:
-    """The swap of `base` (None: the key must not exist) by `new` (None: delete the key)."""
+def build_txn(key: str, base: bytes | None, new: bytes) -> dict[str, Any]:
+    """The swap of `base` (None: the key must never have existed) by `new`."""
     name = _b64(key.encode())
     if base is None:
         compare = {"key": name, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
     else:
         compare = {"key": name, "target": "VALUE", "result": "EQUAL", "value": _b64(base)}
-    if new is None:
-        change: dict[str, Any] = {"request_delete_range": {"key": name}}
-    else:
-        change = {"request_put": {"key": name, "value": _b64(new)}}
     return {
         "compare": [compare],
-        "success": [change],
+        "success": [{"request_put": {"key": name, "value": _b64(new)}}],
         "failure": [{"request_range": {"key": name}}],
     }
 
@@ -103,9 +106,15 @@ class Etcd:
         self._config = config
 
     def swap(self, key: str, base: bytes | None, new: bytes | None, attempt: int = 0) -> Reply:
-        """One transaction, sent to one endpoint (chosen by `attempt`); Unclear when in doubt."""
-        answer = self._post("/v3/kv/txn", build_txn(key, base, new), attempt)
-        return parse_txn(answer)
+        """See `kvmft.ports.Arbiter`; `attempt` chooses the endpoint that is asked."""
+        value = REMOVED + secrets.token_hex(16).encode() if new is None else new
+        reply = self._txn(key, base, value, attempt)
+        if base is None and _is_removed(reply.current):
+            reply = self._txn(key, reply.current, value, attempt)
+        return replace(reply, current=None) if _is_removed(reply.current) else reply
+
+    def _txn(self, key: str, base: bytes | None, new: bytes, attempt: int) -> Reply:
+        return parse_txn(self._post("/v3/kv/txn", build_txn(key, base, new), attempt))
 
     def probe(self, cluster: str, host: str) -> Health:
         """Every endpoint that answers must be a good version and must not apply a canary, a
@@ -190,6 +199,10 @@ class Etcd:
         except (OSError, ssl.SSLError) as error:
             raise Unclear(f"the TLS files for {endpoint} cannot be used: {error}") from error
         return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=tls)
+
+
+def _is_removed(value: bytes | None) -> bool:
+    return value is not None and value.startswith(REMOVED)
 
 
 def acceptable(version: str) -> bool:

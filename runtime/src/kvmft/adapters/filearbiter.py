@@ -13,14 +13,14 @@ Why it is a compare-and-swap:
   locks are lost with their server or their lease: neither is used.
 * gen-(N+1) is only ever linked by one who read gen-N as the highest and found its base in it, and
   files do not change. So who gets the name gen-(N+1) first has replaced exactly its base.
-* Old files are removed, the newest `KEEP` stay. A link that was held back (a paused process, a
-  request under way in the network) may therefore succeed on a name that was free again. It wins
-  nothing: after each link the directory is read again, and only who finds its file as the highest
-  has won. Nobody else takes that file for the value either, because higher ones exist and
-  the highest is never removed.
-* A file that was won and followed by another change before that look is told as "refused, and the
-  value is the later one". That is what the answer would have been a moment later; the rules
-  around this (core/arbitration.py) draw the same conclusion as from a first answer that was lost.
+* Old files are removed: change N + KEEP or a later one removes gen-N. A link that was held back (a
+  paused process, a request under way in the network) may therefore succeed on a name that was free
+  again. It wins nothing: after each link the directory is read again, and only while the highest is
+  below N + KEEP, so that gen-N cannot have been removed yet, the link has won. Otherwise the answer
+  is "refused, and the value is the highest". Nobody else takes such a late file for the value either,
+  because higher ones exist and the highest is never removed. Should a true winner be that late
+  itself, it is told the same; the rules around this (core/arbitration.py) draw the conclusion that
+  they draw from a first answer that was lost.
 * After an unclear link, the first line under the new name and the number of links of the temporary
   file say whether it happened. Where they say no, it may happen later: the answer is
   Unclear, and the same is asked again.
@@ -139,13 +139,12 @@ class FileArbiter:
             won = self._link_as(directory, number, data)
         # Looked at again, through a new descriptor, whatever link said: see the top of this file.
         head = self._head(root, folder)
-        position = Position(arbiter, head.number)
-        if won and head.number == number:
-            self._prune(root, folder, number)
-            return Reply(True, None, position)
+        if won and number <= head.number < number + KEEP:
+            self._prune(root, folder, head.number)
+            return Reply(True, None, Position(arbiter, number))
         if head.number < number:
             raise Unclear(f"{self.directory}: the mount shows a directory of the past")
-        return Reply(False, head.value, position)
+        return Reply(False, head.value, Position(arbiter, head.number))
 
     def _link_as(self, directory: int, number: int, data: bytes) -> bool:
         """True when a new file with `data` got the number; false when another one has it."""
