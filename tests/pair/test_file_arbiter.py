@@ -84,6 +84,29 @@ def test_while_the_directory_is_away_nobody_takes_over_and_the_vm_waits(
     assert holds(shared) == (Mode.SOLO, "node-a")
 
 
+HALT_INSIDE_A_CHECKPOINT = """
+import os
+from kvmft.core import events
+from kvmft.worker import primary
+_take = primary.PrimaryWorker._take_checkpoint
+def take(self, effect):
+    _take(self, effect)
+    if os.path.exists(os.path.join(self.config.state_dir, "halt-now")):
+        self.post(events.Claimed(False, True, "planted"))
+primary.PrimaryWorker._take_checkpoint = take
+"""
+"""The verdict comes after the checkpoint has sent `stop`, and before it sends `cont`."""
+
+
+def test_a_verdict_to_halt_inside_a_checkpoint_leaves_the_vm_paused(pair: Pair) -> None:
+    primary, _ = pair.protect(primary_patch=HALT_INSIDE_A_CHECKPOINT)
+    (pair.root / "state-node-a" / "halt-now").touch()
+    primary.wait(msg="done", outcome="failed", reason="planted")
+    held = pair.primary_vm.counts[-1]
+    time.sleep(1)
+    assert pair.primary_vm.counts[-1] == held
+
+
 def test_turning_off_takes_the_record_away(pair: Pair, shared: Path) -> None:
     primary, _ = pair.protect()
     primary.send(cmd="stop")
