@@ -158,16 +158,19 @@ def test_won_by_a_record_written_before_a_restart(backend: Backend, tmp_path: Pa
 
 
 def test_claims_again_from_another_base_that_it_holds(backend: Backend, tmp_path: Path) -> None:
-    """A pair was named but never asked for: the record before it still stands."""
+    """A pair was named but never asked for: the record before it still stands. The secondary that
+    holds the named record learns that it lost."""
     reactor, vm = Reactor(), uuid()
     a = Side(reactor, backend.arbiter()[0], tmp_path, "node-a", vm)
+    b = Side(reactor, backend.arbiter()[0], tmp_path, "node-b", vm)
     a.client.create()
     assert str(a.wait()) == "WON"
-    a.client.name_pair(1)
+    b.client.accept_offer(a.client.name_pair(1))
     a.client.solo()
     assert str(a.wait()) == "WON"
     assert "claims from generation 1" in a.notes
-    assert a.held.gen == 2
+    b.client.solo()
+    assert str(b.wait()) == "LOST"
 
 
 def test_lost_for_good_when_the_other_side_won(backend: Backend, tmp_path: Path) -> None:
