@@ -205,6 +205,7 @@ class Pair:
         self.accelerator = accelerator
         make_pki(root / "pki", ("node-a", "node-b"))
         self.etcd = Etcd(root / "etcd")
+        self.arbiter: dict[str, Any] = {"type": "etcd", "endpoints": [self.etcd.url]}
         self.primary_vm = Qemu(root / "qemu-a", accelerator, incoming=False, network=network)
         self.standby_vm = Qemu(root / "qemu-b", accelerator, incoming=True, network=network)
         self.network = network
@@ -235,7 +236,7 @@ class Pair:
             "state_dir": str(self.root / f"state-{host}"),
             "tls": {"ca": str(pki / "ca.pem"), "cert": str(pki / f"{host}.pem"),
                     "key": str(pki / f"{host}.key")},
-            "arbiter": {"type": "etcd", "endpoints": [self.etcd.url]},
+            "arbiter": self.arbiter,
             "options": {"interval_ms": 20, "min_interval_ms": 4, "detection_ms": 1000,
                         "agent_grace_ms": 1500},
             "qemu_pid": vm.process.pid, "own_monitor": str(vm.monitor), "machine": "pc-q35-7.2",

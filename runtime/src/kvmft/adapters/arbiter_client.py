@@ -1,18 +1,25 @@
-"""Runs claims against the arbiter for one VM: durable first, then the request, from a thread."""
+"""Runs claims against the arbiter for one VM: durable first, then the request, from a thread.
+
+At most one request is under way. An arbiter may block for as long as it likes (a hung mount): the
+claim is told that there was no answer, and the answer counts when it comes after all, because what
+would be asked again is the same.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from kvmft.adapters.arbiters import open_arbiter
 from kvmft.adapters.durable import remove_durably, write_durably
-from kvmft.adapters.etcd import Etcd, Unclear, config_of, vm_key
-from kvmft.adapters.reactor import Reactor
+from kvmft.adapters.reactor import Reactor, Timer
+from kvmft.adapters.seen import SEEN_PATH, load_seen
 from kvmft.core import records
 from kvmft.core.arbitration import (
     Claim,
@@ -26,8 +33,13 @@ from kvmft.core.arbitration import (
     Verdict,
     holdings_from_bytes,
 )
+from kvmft.core.position import Position, newest
 from kvmft.core.records import Mode, Record
 from kvmft.errors import KvmftError
+from kvmft.ports import Arbiter, Unclear, vm_key
+
+PATIENCE = 4.0
+"""Seconds without an answer after which people are told."""
 
 
 def nonce() -> str:
@@ -45,6 +57,7 @@ class ArbiterIdentity:
     peer: str
     claims_path: str
     arbiter: dict[str, Any]
+    seen_path: str = SEEN_PATH
 
 
 class ArbiterClient:
@@ -56,12 +69,17 @@ class ArbiterClient:
         identity: ArbiterIdentity,
         on_decided: Callable[[bool, bool, str], None],
         on_note: Callable[[str], None],
+        arbiter: Arbiter | None = None,
     ) -> None:
         self._reactor = reactor
         self._identity = identity
         self._on_decided = on_decided
         self._on_note = on_note
-        self._etcd = Etcd(config_of(identity.arbiter)) if _has_arbiter(identity.arbiter) else None
+        self._arbiter = arbiter or open_arbiter(identity.arbiter)
+        self._under_way = False
+        self._waiting: SendTxn | None = None
+        self._patience: Timer | None = None
+        self._due: Timer | None = None
         self._claim: Claim | None = None
         self._named: Record | None = None
         self._attempt = 0
@@ -96,12 +114,13 @@ class ArbiterClient:
         self._begin(lambda: Claim.solo(who.cluster, who.me, who.peer, self.holdings, nonce))
 
     def name_pair(self, epoch: int) -> bytes:
-        """Name the pair's record, durably, as one that both sides may claim from; its bytes."""
+        """Name the pair's record, durably, as one that both sides may claim from; the offer's bytes:
+        the record, and how far this side saw the arbiter's history."""
         who = self._identity
         (base,) = self.holdings.bases
         self._named = records.paired(base, who.me, who.peer, nonce(), epoch)
         self._persist(self.holdings.with_base(self._named))
-        return self._named.to_bytes()
+        return encode_offer(self._named, self.holdings.seen)
 
     def pair(self) -> None:
         """Make the named record the arbiter's."""
@@ -113,14 +132,14 @@ class ArbiterClient:
     def accept_offer(self, data: bytes) -> None:
         """Secondary: store the record of the pair durably; the only one it may ever claim from."""
         who = self._identity
-        record = records.from_bytes(data, who.cluster)
+        record, seen = decode_offer(data, who.cluster)
         if record.mode is not Mode.PAIRED or (record.holder, record.peer) != (who.peer, who.me):
             raise KvmftError(
                 "offer_wrong",
                 f"The offered record pairs {record.holder} with {record.peer}.",
                 "Check host names in the inventory; both hosts must agree.",
             )
-        self._persist(Holdings((record,), ()))
+        self._persist(Holdings((record,), (), seen))
 
     def forget(self) -> None:
         """Secondary: drop all records; this side can claim nothing until it is paired again."""
@@ -128,25 +147,18 @@ class ArbiterClient:
         remove_durably(self._identity.claims_path)
 
     def remove(self, seconds: float) -> None:
-        """FT was turned off: delete the VM's record if it is still ours, within `seconds`.
+        """FT was turned off: take the VM's record away if it is still ours, within `seconds`.
 
         Should it fail, the record stays ours and turning FT on again claims from it.
         """
-        who = self._identity
-        if self._etcd is None or len(self.holdings.bases) != 1:
+        if self._arbiter is None or len(self.holdings.bases) != 1 or self._under_way:
             return
         done: list[bool] = []
-        base = self.holdings.bases[0].to_bytes()
-        etcd = self._etcd
 
-        def run() -> None:
-            try:
-                ok = etcd.swap(vm_key(who.cluster, who.uuid), base, None).succeeded
-            except Unclear:
-                ok = False
-            self._reactor.call_soon_threadsafe(lambda: done.append(ok))
+        def answered(reply: Reply | None, _why: str) -> None:
+            done.append(reply is not None and (reply.succeeded or reply.current is None))
 
-        threading.Thread(target=run, daemon=True).start()
+        self._ask(self.holdings.bases[0].to_bytes(), None, answered)
         self._reactor.run_until(lambda: bool(done), seconds)
         if done and done[0]:
             self.forget()
@@ -154,7 +166,7 @@ class ArbiterClient:
     # -- carrying out -------------------------------------------------------------------------------
 
     def _begin(self, make: Callable[[], Claim]) -> None:
-        if self._etcd is None:
+        if self._arbiter is None:
             self._on_decided(False, True, "no arbiter is configured, so nobody may take over")
             return
         try:
@@ -182,37 +194,80 @@ class ArbiterClient:
                     self._reactor.call_later(0, partial(self._on_decided, won, halted, reason))
 
     def _send_after(self, effect: SendTxn) -> None:
-        if effect.delay_ms:
-            self._reactor.call_later(effect.delay_ms / 1000, lambda: self._send(effect))
-        else:
-            self._send(effect)
+        if self._due is not None:
+            self._due.cancel()
+        self._due = self._reactor.call_later(effect.delay_ms / 1000, lambda: self._send(effect))
 
     def _send(self, effect: SendTxn) -> None:
-        claim, etcd, who = self._claim, self._etcd, self._identity
-        if claim is None or etcd is None:
+        claim = self._claim
+        if claim is None:
             return
-        self._attempt += 1
-        attempt = self._attempt
-        base = effect.base.to_bytes() if effect.base else None
-        new = effect.new.to_bytes()
+        self._be_patient(claim, effect)
+        if self._under_way:
+            self._waiting = effect  # sent when what is under way has come back
+            return
+        self._waiting = None
+        before = newest(claim.holdings.seen, self._seen_by_the_host())
 
         def answered(reply: Reply | None, why: str) -> None:
+            self._answered(claim, effect, reply and replace(reply, before=before), why)
+
+        base = effect.base.to_bytes() if effect.base else None
+        self._ask(base, effect.new.to_bytes(), answered)
+
+    def _answered(self, claim: Claim, effect: SendTxn, reply: Reply | None, why: str) -> None:
+        waiting, self._waiting = self._waiting, None
+        if self._claim is not claim:
+            if waiting is not None:
+                self._send(waiting)  # of a claim that began while this answer was awaited
+            return
+        if self._patience is not None:
+            self._patience.cancel()
+        if reply is None:
+            self._run(claim.on_unknown(effect.txn, why))
+        else:
+            self._run(claim.on_reply(effect.txn, reply))
+
+    def _be_patient(self, claim: Claim, effect: SendTxn) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+
+        def too_long() -> None:
             if self._claim is claim:
-                if reply is None:
-                    self._run(claim.on_unknown(effect.txn, why))
-                else:
-                    self._run(claim.on_reply(effect.txn, reply))
+                self._run(claim.on_unknown(effect.txn, "it has not come back yet"))
+
+        self._patience = self._reactor.call_later(PATIENCE, too_long)
+
+    def _ask(
+        self, base: bytes | None, new: bytes | None, answered: Callable[[Reply | None, str], None]
+    ) -> None:
+        """Have a thread ask; `answered` is called in the reactor, with None when in doubt."""
+        arbiter, who = self._arbiter, self._identity
+        assert arbiter is not None
+        self._under_way = True
+        self._attempt += 1
+        attempt, key = self._attempt, vm_key(who.cluster, who.uuid)
+
+        def back(reply: Reply | None, why: str) -> None:
+            self._under_way = False
+            answered(reply, why)
 
         def run() -> None:
             reply: Reply | None = None
             why = ""
             try:
-                reply = etcd.swap(vm_key(who.cluster, who.uuid), base, new, attempt)
+                reply = arbiter.swap(key, base, new, attempt)
             except Unclear as error:
                 why = str(error)
-            self._reactor.call_soon_threadsafe(lambda: answered(reply, why))
+            except Exception as error:  # whatever it was, it is no answer
+                why = f"it could not be asked: {error!r}"
+            self._reactor.call_soon_threadsafe(lambda: back(reply, why))
 
         threading.Thread(target=run, name="arbiter", daemon=True).start()
+
+    def _seen_by_the_host(self) -> Position | None:
+        seen = load_seen(self._identity.seen_path)
+        return None if seen is None else seen.position(self._identity.uuid)
 
     # -- durability ---------------------------------------------------------------------------------
 
@@ -233,5 +288,26 @@ def claims_path(state_dir: str) -> str:
     return os.path.join(state_dir, "claims.json")
 
 
-def _has_arbiter(arbiter: dict[str, Any]) -> bool:
-    return arbiter.get("type") == "etcd"
+
+def encode_offer(record: Record, seen: Position | None) -> bytes:
+    """The pair's record and, on a second line, how far its namer saw the arbiter's history."""
+    if seen is None:
+        return record.to_bytes()
+    line = json.dumps({"arbiter": seen.arbiter, "revision": seen.revision}, sort_keys=True)
+    return record.to_bytes() + b"\n" + line.encode()
+
+
+def decode_offer(data: bytes, cluster: str) -> tuple[Record, Position | None]:
+    """What `encode_offer` made; KvmftError when it is not that."""
+    first, _, second = data.partition(b"\n")
+    record = records.from_bytes(first, cluster)
+    if not second:
+        return record, None
+    try:
+        seen = json.loads(second)
+        return record, Position(str(seen["arbiter"]), int(seen["revision"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise KvmftError(
+            "offer_damaged", f"The offer's second line is damaged: {error!r}.",
+            "Both hosts need the same kvmft version.",
+        ) from error  # fmt: skip

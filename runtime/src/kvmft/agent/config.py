@@ -90,6 +90,44 @@ def check_options(value: Any, path: str) -> dict[str, float]:
     return dict(value)
 
 
+def _arbiter(value: Any) -> dict[str, Any]:
+    """The `arbiter` section; only its own keys, because a misspelt one would be silently without."""
+    if not isinstance(value, dict):
+        raise _wrong("arbiter", value, "a mapping with type etcd, file or none")
+    keys = {"etcd": ("endpoints", "tls"), "file": ("directory",), "none": ()}
+    kind = value.get("type")
+    if not isinstance(kind, str) or kind not in keys:
+        raise _wrong("arbiter.type", kind, "etcd, file or none")
+    for name in value:
+        if name != "type" and name not in keys[kind]:
+            known = ", ".join(("type", *keys[kind]))
+            raise _wrong(f"arbiter.{name}", value[name], f"left out: type {kind} has {known}")
+    if kind == "etcd":
+        _endpoints(value)
+    if kind == "file":
+        path = "arbiter.directory"
+        directory = _text(value.get("directory"), path, "an absolute path", r"/.+")
+        if re.match(r"/(tmp|var/tmp|run|proc|sys|dev)(/|$)", directory):
+            raise _wrong(path, directory, "a directory that all hosts mount, none of this host's own")
+    return dict(value)
+
+
+def _endpoints(value: dict[str, Any]) -> None:
+    endpoints, tls = value.get("endpoints"), value.get("tls")
+    if not isinstance(endpoints, list) or not endpoints:
+        raise _wrong("arbiter.endpoints", endpoints, "a list of at least one URL")
+    for url in endpoints:
+        _text(url, "arbiter.endpoints", "URLs of http or https", r"https?://[^/\s]+")
+    if tls is None:
+        return
+    if not isinstance(tls, dict) or not set(tls) <= {"ca", "cert", "key"}:
+        raise _wrong("arbiter.tls", tls, "a mapping of ca, cert and key to paths")
+    for name, each in tls.items():
+        _text(each, f"arbiter.tls.{name}", "a path")
+    if ("cert" in tls) != ("key" in tls):
+        raise _wrong("arbiter.tls", tls, "with both cert and key, or neither")
+
+
 def parse(value: Any) -> Config:
     """Check the whole configuration; KvmftError `config_invalid` names the first wrong place."""
     if not isinstance(value, dict):
@@ -124,17 +162,7 @@ def parse(value: Any) -> Config:
     if not isinstance(tls, dict):
         raise _wrong("tls", tls, "a mapping of ca, cert and key to paths")
     files = [_text(tls.get(name), f"tls.{name}", "a path") for name in ("ca", "cert", "key")]
-    arbiter = value.get("arbiter")
-    if not isinstance(arbiter, dict):
-        raise _wrong("arbiter", arbiter, "a mapping with type etcd or none")
-    if arbiter.get("type") not in ("etcd", "none"):
-        raise _wrong("arbiter.type", arbiter.get("type"), "etcd or none")
-    if arbiter["type"] == "etcd":
-        endpoints = arbiter.get("endpoints")
-        if not isinstance(endpoints, list) or not endpoints:
-            raise _wrong("arbiter.endpoints", endpoints, "a list of at least one URL")
-        for url in endpoints:
-            _text(url, "arbiter.endpoints", "URLs of http or https", r"https?://[^/\s]+")
+    arbiter = _arbiter(value.get("arbiter"))
     options = {**DEFAULTS, **check_options(value.get("defaults") or {}, "defaults")}
     if options["min_interval_ms"] > options["interval_ms"]:
         raise _wrong("defaults.min_interval_ms", options["min_interval_ms"],

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvmft import __version__
-from kvmft.adapters.etcd import Etcd, config_of
 from kvmft.agent import doctor
+from kvmft.agent.arbiterwatch import ArbiterWatch
 from kvmft.agent.config import Config, check_options
 from kvmft.agent.events import EventLog
 from kvmft.agent.host import Host, available_memory
@@ -43,6 +43,7 @@ class Agent:
         self.peers = Peers(config)
         self.arbiter_ok: bool | None = None
         self.arbiter_reason = ""
+        self.arbiter_watch = ArbiterWatch(config, self.store.root)
         self._vms: dict[str, ManagedVm] = {}
         self._stopping = asyncio.Event()
 
@@ -128,16 +129,9 @@ class Agent:
         self.events.add(vm.state.vm, "state", "fault tolerance is off", state="disabled")
 
     async def probe_arbiter(self) -> None:
-        """Ask the arbiter for its version and let it prove that it compares."""
-        if self.config.arbiter["type"] == "none":
-            self.arbiter_ok, self.arbiter_reason = False, "no arbiter is configured"
-            return
-        try:
-            etcd = Etcd(config_of(self.config.arbiter))
-            version = await asyncio.to_thread(etcd.probe, self.config.cluster_id)
-            self.arbiter_ok, self.arbiter_reason = True, f"etcd {version}"
-        except KvmftError as error:
-            self.arbiter_ok, self.arbiter_reason = False, str(error)
+        """Let the arbiter prove that it compares, and that its history goes forward."""
+        await self.arbiter_watch.look()
+        self.arbiter_ok, self.arbiter_reason = self.arbiter_watch.ok, self.arbiter_watch.reason
 
     # -- requests of this host's people and modules -------------------------------------------------
 

@@ -78,6 +78,12 @@ def _figure(value: Any, unit: str = "") -> str:
     return "-" if value is None else f"{value}{unit}"
 
 
+def _arbiter(arbiter: dict[str, Any]) -> str:
+    if arbiter["type"] == "none":
+        return "none: no automatic failover"
+    return f"{arbiter['type']} {'ok' if arbiter['ok'] else 'not usable: see kvmft doctor'}"
+
+
 def render_status(status: dict[str, Any]) -> str:
     """A VM's status as people read it."""
     pause, pages = status.get("pause_ms") or {}, status.get("pages_per_epoch") or {}
@@ -94,7 +100,7 @@ def render_status(status: dict[str, Any]) -> str:
         f"  FT log     {_figure(rate and round(rate / 1e6, 2), ' MB/s')}   held output "
         f"{_figure(status.get('held_bytes'), ' bytes')}   sync {_figure(status.get('sync_percent'), ' %')}",
         f"  guest time lost {_figure(status.get('guest_clock_loss_ppm'), ' ppm')}   "
-        f"arbiter {arbiter['type']} {'ok' if arbiter['ok'] else 'not answering'}   "
+        f"arbiter {_arbiter(arbiter)}   "
         f"accelerator {_figure(status.get('accelerator'))}",
     ]
     return "\n".join(lines)

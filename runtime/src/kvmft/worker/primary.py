@@ -111,8 +111,8 @@ class PrimaryWorker:
             ev.ReleaseOutput: self._release_output,
             ev.NameOffer: self._name_offer,
             ev.ReleaseAll: self._release_all,
-            ev.PauseVm: lambda effect: self._execute("stop"),
-            ev.ResumeVm: lambda effect: self._execute("cont"),
+            ev.PauseVm: lambda effect: self._execute("stop", stay_stopped=True),
+            ev.ResumeVm: lambda effect: self._execute("cont", stay_stopped=False),
             ev.KillVm: self._kill_vm,
             ev.HandOver: lambda effect: self._send(encode(FrameType.HANDOVER, self.machine.taken)),
             ev.KeepMemory: self._keep_memory,
@@ -572,8 +572,11 @@ class PrimaryWorker:
 
     # -- leaving ------------------------------------------------------------------------------------
 
-    def _execute(self, name: str) -> None:
+    def _execute(self, name: str, stay_stopped: bool) -> None:
+        """`stop` or `cont`, also against a checkpoint that is being taken and would end with `cont`."""
         assert self.monitor is not None
+        if self.engine is not None:
+            self.engine.stay_stopped = stay_stopped
         self.monitor.execute(name)
 
     def _release_all(self, _effect: ev.ReleaseAll) -> None:
