@@ -512,8 +512,7 @@ class SecondaryWorker:
         done = self.reactor.now()
         self.monitor.execute("announce-self", **ANNOUNCE)
         self._runs = True
-        for index, packet in self._input:
-            self._put(index, packet)
+        carried = sum(self._put(index, packet) for index, packet in self._input)
         self._input.clear()
         self.disks.sync_later()
         self.link.event(
@@ -522,6 +521,7 @@ class SecondaryWorker:
             epoch=self.machine.committed,
             activation_ms=round((self._loading + done - begun) * 1000, 1),
             since_loss_ms=round((done - self.lost_at) * 1000, 1) if self.lost_at else None,
+            carried_packets=carried,
         )
         self.post(ev.Activated())
 
@@ -533,10 +533,9 @@ class SecondaryWorker:
             self._input.append((index, packet))
             self._input_bytes += len(packet)
 
-    def _put(self, index: int, packet: bytes) -> None:
+    def _put(self, index: int, packet: bytes) -> bool:
         tap = self._tap(index)
-        if tap is not None:
-            tap.put(packet)
+        return tap is not None and tap.put(packet)
 
     def _tap(self, index: int) -> GuestInput | None:
         if index not in self._taps:
