@@ -22,7 +22,9 @@ from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import VmState
 from kvmft.agent.workers import WorkerProcess
-from kvmft.core.domain import compliance, describe
+from kvmft.core.admission import Request
+from kvmft.core.compliance import compliance
+from kvmft.core.domain import describe
 from kvmft.errors import KvmftError
 
 if TYPE_CHECKING:
@@ -201,7 +203,8 @@ class ManagedVm:
             raise KvmftError("not_compliant", f"VM {state.vm} cannot be protected.",
                              "Mend every reason.", reasons)  # fmt: skip
         disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
-        peer = await self._place(found, disks)
+        facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
+        peer = await self._place(found, disks, facts)
         session = secrets.token_hex(16)
         versions = await asyncio.to_thread(self._agent.host.versions)
         if self.shown[0] != "starting":
@@ -210,18 +213,22 @@ class ManagedVm:
             peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
             disks=disks, qemu_version=versions["qemu"], machine=found.domain.machine,
             session=session, options=state.options, nics=_nics(found), autostart=state.autostart,
-            allowed=self._allowed_there(peer),
+            allowed=self._allowed_there(peer), facts=facts,
         )  # fmt: skip
         state.peer, state.session = peer, session
         state.may_start = False
         self._save()
         await self._start_primary(found, int(answer["port"]))
 
-    async def _place(self, found: Found, disks: list[dict[str, Any]]) -> str:
+    async def _place(
+        self, found: Found, disks: list[dict[str, Any]], facts: dict[str, Any]
+    ) -> str:
         """The host for the secondary: where it was, while that host can take it."""
         state = self.state
         hosts = permitted(self._agent.config.peers, state.allowed)
-        offers = await ask_all(self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks)
+        offers = await ask_all(
+            self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks, facts=facts
+        )
         peer = choose(offers, state.peer, state.vm)
         if state.peer and state.peer != peer:
             self._agent.events.add(state.vm, "placed", f"{state.peer} cannot take it; {peer} can")
@@ -274,6 +281,7 @@ class ManagedVm:
         lacking = await asyncio.to_thread(
             agent.host.admit, domain, request["disks"], agent.config.storage_pool,
             lambda path: replicas.owns(path) or path in {disk["path"] for disk in state.disks},
+            Request.read(request.get("facts")),
         )  # fmt: skip
         if lacking:
             raise KvmftError("not_admitted", f"{agent.config.host} cannot take the secondary.",
