@@ -353,7 +353,7 @@ def _disk_job(root: ET.Element) -> Iterator[str]:
             yield f"{_disk(disk)} has a block job"
 
 
-@_check("removable", "writable floppies", "which are not mirrored", "Eject it.")
+@_check("removable", "writable removable media (floppies)", "which are not mirrored", "Eject it.")
 def _removable(root: ET.Element) -> Iterator[str]:
     for disk in root.findall("devices/disk"):
         if (

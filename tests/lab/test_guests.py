@@ -1,0 +1,290 @@
+"""Guests as they are: each kind fails over to the other host and back again, with all it has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab import wide
+from tests.lab.guests import IMAGES
+from tests.lab.lab import ROOT, Lab
+from tests.lab.test_protect import LEDGER, answers_of, status, wait_protected
+from tests.lab.wide import Wide, WideDisk
+
+OTHER = {"node-a": "node-b", "node-b": "node-a"}
+UNDER_LOAD = 6.0
+"""Seconds that the clients write; the kill is in the middle."""
+
+
+@pytest.fixture(scope="module")
+def networks(lab: Lab) -> Lab:
+    """The lab, with the second network."""
+    wide.lay_second_network(lab)
+    return lab
+
+
+@contextmanager
+def protected(lab: Lab, guest: Wide) -> Iterator[Wide]:
+    """The guest, started on node-a by virsh and then protected; taken away at the end."""
+    guest.remove(lab)
+    try:
+        guest.start(lab, "node-a")
+        protect(lab, guest)
+        yield guest
+    finally:
+        guest.remove(lab)
+
+
+def protect(lab: Lab, guest: Wide, host: str = "node-a") -> None:
+    """Turn FT on, and wait."""
+    lab.run(host, f"kvmft enable {guest.name} --wait 100", timeout=130)
+    wait_protected(lab, host, guest.name)
+
+
+def audit(lab: Lab, host: str, guest: Wide) -> None:
+    """The replica's memory equals the guest's."""
+    found = json.loads(lab.run(host, f"kvmft audit {guest.name} --json", check=False))
+    assert found["different"] == 0, found
+
+
+def client(lab: Lab, address: str, text: str) -> subprocess.Popen[str]:
+    """Write records over one TCP connection to one of the guest's addresses."""
+    return subprocess.Popen(
+        lab.inside(sys.executable, "-c", LEDGER, address, str(wide.LEDGER_PORT), str(UNDER_LOAD), text),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def kill(lab: Lab, host: str, guest: Wide) -> float:
+    """Kill the guest's QEMU; when (monotonic, seconds)."""
+    lab.run(host, f"kill -9 $(cat /run/libvirt/qemu/{guest.name}.pid)")
+    return time.monotonic()
+
+
+def read_back(lab: Lab, guest: Wide, number: int) -> str:
+    """A record of the ledger, from the disk."""
+    program = ("import socket, sys; c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 30); "
+               "c.sendall(f'read {sys.argv[3]}\\n'.encode()); print(c.makefile().readline())")  # fmt: skip
+    command = lab.inside(sys.executable, "-c", program, guest.addresses[0], str(wide.LEDGER_PORT),
+                         str(number))  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return " ".join(done.stdout.split()[2:])
+
+
+def fail_over(lab: Lab, guest: Wide, host: str) -> str:
+    """Kill the guest on `host` under load on all its interfaces: no connection breaks, nothing that
+    was answered is lost, and it is protected again from the other host, whose name is returned."""
+    audit(lab, host, guest)
+    clients = [client(lab, each, f"from-{host}-{i}") for i, each in enumerate(guest.addresses)]
+    time.sleep(UNDER_LOAD / 3)
+    when = kill(lab, host, guest)
+    answers = [answers_of(each) for each in clients]
+    other = OTHER[host]
+    for each in answers:
+        assert [at for _, _, at in each if at < when], "the client was not heard before the kill"
+        assert [at for _, _, at in each if at > when], "the client was not heard after the kill"
+    for number, record, _ in [row for each in answers for row in each[-10:] + each[:2]]:
+        assert read_back(lab, guest, number) == record
+    found = status(lab, other, guest.name)
+    assert (found["role"], found["primary"]) == ("primary", other)
+    wait_protected(lab, other, guest.name)
+    audit(lab, other, guest)
+    return other
+
+
+def there_and_back(lab: Lab, guest: Wide, check: Callable[[str], None]) -> None:
+    """A -> B -> A; `check` is called with the host that the guest runs on, before and after each."""
+    host = "node-a"
+    check(host)
+    for _ in range(2):
+        host = fail_over(lab, guest, host)
+        check(host)
+    assert host == "node-a"
+
+
+def formats(lab: Lab, host: str, guest: Wide) -> dict[str, str]:
+    """Path -> format of every disk, as libvirt defines the running guest; checked with qemu-img."""
+    from kvmft.core.domain import describe
+
+    disks = describe(lab.run(host, f"virsh dumpxml {guest.name}")).disks
+    return {disk.path: disk.format for disk in disks}
+
+
+def start_order(lab: Lab, guest: Wide, devices: str) -> None:
+    """Let the guest count on several disks in turn, for as long as it lives."""
+    guest.shell(lab, f"order {devices} >/tmp/order 2>&1 </dev/null &")
+    time.sleep(1.5)
+    rounds, wrong = order_says(lab, guest)
+    assert rounds > 0 and wrong == 0
+
+
+def order_says(lab: Lab, guest: Wide) -> tuple[int, int]:
+    """Rounds and mismatches of the guest's counter so far."""
+    rounds, wrong = guest.shell(lab, "tail -n 1 /tmp/order").split()
+    return int(rounds), int(wrong)
+
+
+DISKS = Wide(
+    "disks", 60,
+    disks=(WideDisk("vda"), WideDisk("vdb", "qcow2", "cache='writeback' discard='unmap'"),
+           WideDisk("sda", "qcow2", "cache='none' io='native'", backing=True)),
+    nics=2, vcpus=2,
+)  # fmt: skip
+
+
+def test_disks_of_all_formats_two_interfaces_and_two_cpus(networks: Lab) -> None:
+    lab, seen = networks, []
+    with protected(lab, DISKS) as guest:
+        start_order(lab, guest, "/dev/vda /dev/vdb /dev/sda")
+
+        def check(host: str) -> None:
+            rounds, wrong = order_says(lab, guest)
+            assert wrong == 0, f"{wrong} of {rounds} rounds read what was not written"
+            assert not seen or rounds > seen[-1]
+            seen.append(rounds)
+            assert guest.shell(lab, "nproc").strip() == "2"
+            found = formats(lab, host, guest)
+            if len(seen) > 1:  # a replica is raw, beside the image that it came from
+                assert set(found.values()) == {"raw"}
+                assert f"{guest.path(guest.disks[1])}.raw" in found
+            for path, kind in found.items():
+                info = lab.run(host, f"qemu-img info -U --output=json {path}")
+                assert kind == "raw" or json.loads(info)["format"] == kind
+
+        there_and_back(lab, guest, check)
+        # The images of the beginning are as they were left: nothing wrote over them.
+        for disk in guest.disks[1:]:
+            info = json.loads(lab.run("node-a", f"qemu-img info --output=json {guest.path(disk)}"))
+            assert info["format"] == "qcow2"
+            assert info["virtual-size"] == disk.mebibytes << 20
+
+
+UEFI_LOADER = """
+    <loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>
+    <nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>/var/lib/libvirt/qemu/nvram/uefi_VARS.fd</nvram>"""
+UEFI = Wide("uefi", 61, disks=(WideDisk("vda", options="cache='writethrough'"),), memory=256,
+            loader=UEFI_LOADER)  # fmt: skip
+VARIABLES = "/sys/firmware/efi/efivars"
+VENDOR = "6b766d66-7400-4000-8000-00000000cafe"
+NVRAM = "/var/lib/libvirt/qemu/nvram/uefi_VARS.fd"
+
+
+def write_variable(lab: Lab, guest: Wide, name: str, text: str) -> None:
+    """Set a non-volatile UEFI variable from inside the guest."""
+    guest.shell(lab, f"printf '\\007\\000\\000\\000{text}' > /tmp/v && "
+                f"cat /tmp/v > {VARIABLES}/{name}-{VENDOR}")  # fmt: skip
+
+
+def read_variable(lab: Lab, guest: Wide, name: str) -> str:
+    """The text of a UEFI variable, as the guest reads it."""
+    return guest.shell(lab, f"tail -c +5 {VARIABLES}/{name}-{VENDOR}").strip()
+
+
+def test_uefi_variables_go_along(networks: Lab) -> None:
+    lab, written = networks, {}
+    with protected(lab, UEFI) as guest:
+
+        def check(host: str) -> None:
+            for name, text in written.items():
+                assert read_variable(lab, guest, name) == text
+                # QEMU writes the whole flash to its file when the VM begins to run there.
+                wide_text = "".join(f"{letter}\\x00" for letter in name)
+                lab.run(host, f"grep -qaP '{wide_text}' {NVRAM} && grep -qa '{text}' {NVRAM}")
+            name = f"Mark{len(written)}"
+            written[name] = f"written-on-{host}"
+            write_variable(lab, guest, name, written[name])
+            assert read_variable(lab, guest, name) == written[name]
+
+        there_and_back(lab, guest, check)
+        # A restart of the guest reads the variables from the NVRAM file.
+        lab.run("node-a", f"kvmft disable {guest.name}")
+        lab.run("node-a", f"virsh -q destroy {guest.name} && virsh -q start {guest.name}")
+        guest.wait_up(lab)
+        for name, text in written.items():
+            assert read_variable(lab, guest, name) == text
+
+
+VGA = Wide(
+    "screen", 62, disks=(WideDisk("sda"), WideDisk("sdb", "qcow2", "cache='directsync'")), vcpus=4,
+    memory=192, machine="pc",
+    devices="<video><model type='vga' vram='16384'/></video><graphics type='vnc' autoport='yes'/>"
+    "<memballoon model='virtio'><stats period='2'/></memballoon>"
+    "<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>"
+    "<watchdog model='i6300esb' action='reset'/><input type='tablet' bus='usb'/>"
+    "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
+)  # fmt: skip
+TEXT_SCREEN = "dd if=/dev/mem bs=4096 skip=184 count=8 2>/dev/null | md5sum"
+
+
+def screen(lab: Lab, host: str, guest: Wide) -> str:
+    """What QEMU shows, as a digest of the picture."""
+    return lab.run(host, f"virsh -q screenshot {guest.name} /tmp/{guest.name}.ppm >/dev/null && "
+                   f"md5sum < /tmp/{guest.name}.ppm")  # fmt: skip
+
+
+def test_screen_scsi_balloon_rng_and_four_cpus(networks: Lab) -> None:
+    lab, seen = networks, []
+    with protected(lab, VGA) as guest:
+        start_order(lab, guest, "/dev/sda /dev/sdb")
+        # Without the cursor, which blinks by the clock.
+        guest.shell(lab, "printf '\\033[?25l\\033[2J\\033[5;5HThe picture goes along' > /dev/tty0")
+        lab.run("node-a", f"virsh -q setmem {guest.name} 160M --live")
+        time.sleep(4)
+
+        def check(host: str) -> None:
+            assert order_says(lab, guest)[1] == 0
+            assert guest.shell(lab, "nproc").strip() == "4"
+            assert len(guest.shell(lab, "head -c 16 /dev/hwrng | xxd -p").strip()) == 32
+            stats = lab.run(host, f"virsh dommemstat {guest.name}")
+            assert "actual 163840" in stats
+            seen.append((screen(lab, host, guest), guest.shell(lab, TEXT_SCREEN)))
+            assert seen[-1] == seen[0]
+
+        there_and_back(lab, guest, check)
+
+
+DEVICE = Wide(
+    "device", 63, disks=(WideDisk("vda", device="/dev/loop8", options="cache='none' io='native'"),
+                         WideDisk("vdb", options="cache='unsafe' iothread='1'")),
+    settings="<maxMemory slots='4' unit='MiB'>512</maxMemory><iothreads>1</iothreads>",
+    cpu="<cpu mode='maximum'><numa><cell id='0' cpus='0' memory='128' unit='MiB'/></numa></cpu>",
+    clock="<clock offset='variable' adjustment='3600' basis='utc'><timer name='rtc' tickpolicy='catchup'/>"
+    "<timer name='hpet' present='yes'/></clock>",
+    devices="<video><model type='virtio'/></video><memballoon model='none'/>"
+    "<serial type='pty'/><disk type='file' device='cdrom'><target dev='sdc' bus='sata'/></disk>",
+)  # fmt: skip
+
+
+@pytest.fixture
+def loop_device(lab: Lab) -> Iterator[str]:
+    """A block device on node-a. Where containers may not make one, this fails and says so."""
+    path, image = DEVICE.disks[0].device, f"{IMAGES}/block-image"
+    lab.run("node-a", f"mkdir -p {IMAGES} && truncate -s 64M {image} && "
+            f"{{ test -b {path} || mknod {path} b 7 8; }} && losetup {path} {image} && "
+            f"chown libvirt-qemu {path}")  # fmt: skip
+    try:
+        yield path
+    finally:
+        lab.run("node-a", f"losetup -d {path}; rm -f {image}", check=False)
+
+
+def test_a_block_device_numa_slots_clock_and_iothread(networks: Lab, loop_device: str) -> None:
+    lab, clocks = networks, []
+    with protected(lab, DEVICE) as guest:
+        start_order(lab, guest, "/dev/vda /dev/vdb")
+
+        def check(host: str) -> None:
+            assert order_says(lab, guest)[1] == 0
+            clocks.append(int(guest.shell(lab, "date +%s")))
+            assert clocks == sorted(clocks)
+            assert abs(clocks[-1] - time.time() - 3600) < 120, "the guest's clock jumped"
+            if len(clocks) > 1:
+                assert loop_device not in formats(lab, host, guest)
+
+        there_and_back(lab, guest, check)
