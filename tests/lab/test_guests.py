@@ -252,8 +252,9 @@ def test_screen_scsi_balloon_rng_and_four_cpus(networks: Lab) -> None:
 DEVICE = Wide(
     "device", 63, disks=(WideDisk("vda", device="/dev/loop8", options="cache='none' io='native'"),
                          WideDisk("vdb", options="cache='unsafe' iothread='1'")),
+    memory=256,
     settings="<maxMemory slots='4' unit='MiB'>512</maxMemory><iothreads>1</iothreads>",
-    cpu="<cpu mode='maximum'><numa><cell id='0' cpus='0' memory='128' unit='MiB'/></numa></cpu>",
+    cpu="<cpu mode='maximum'><numa><cell id='0' cpus='0' memory='256' unit='MiB'/></numa></cpu>",
     clock="<clock offset='variable' adjustment='3600' basis='utc'><timer name='rtc' tickpolicy='catchup'/>"
     "<timer name='hpet' present='yes'/></clock>",
     devices="<video><model type='virtio'/></video><memballoon model='none'/>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 
 from kvmft.agent.facts import gather, request_of
 from kvmft.core.admission import Request, lacking
-from kvmft.core.domain import Domain, describe
+from kvmft.core.domain import Domain, describe, hardware, with_cpu_of
 from kvmft.core.standby import persistent_xml, standby_xml
 from kvmft.errors import KvmftError
 
@@ -24,10 +25,12 @@ NOTHING_SAID = Request()
 
 @dataclass(frozen=True)
 class Found:
-    """A domain as libvirt has it now. `xml` is the live XML of a running one."""
+    """A domain as libvirt has it now. `xml` is what another host can start it from; `live` shows a
+    running one with everything that libvirt chose for it."""
 
     domain: Domain
     xml: str
+    live: str
     running: bool
     pid: int
     snapshots: int
@@ -73,10 +76,40 @@ class Host:
         if running:
             flags |= libvirt.VIR_DOMAIN_XML_MIGRATABLE
         xml = found.XMLDesc(flags)
-        described = describe(found.XMLDesc(0) if running else xml)
+        live = found.XMLDesc(0) if running else xml
+        if running:
+            # Of the CPU, what QEMU gave the guest counts, not what it was asked for.
+            xml = with_cpu_of(xml, live)
         pid = self._pid(vm) if running else 0
-        return Found(described, xml, running, pid, found.snapshotNum() if not running else
-                     found.snapshotNum())  # fmt: skip
+        return Found(describe(live), xml, live, running, pid, found.snapshotNum())
+
+    def hardware(self, vm: str) -> frozenset[str]:
+        """The devices of the running VM, as `core.domain.hardware` lists them."""
+        import libvirt
+
+        try:
+            return hardware(self._lookup(vm).XMLDesc(0))
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+
+    def blockers(self, vm: str) -> list[KvmftError]:
+        """What the QEMU of a running VM says that it cannot move (QMP query-migrate)."""
+        import libvirt
+        import libvirt_qemu
+
+        try:
+            answer = libvirt_qemu.qemuMonitorCommand(
+                self._lookup(vm), '{"execute":"query-migrate"}', 0
+            )
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+        return [
+            KvmftError("migration_blocked", f"VM {vm}: QEMU cannot move it: {reason}.",
+                       "Remove the device or feature that QEMU names.")
+            for reason in json.loads(answer)["return"].get("blocked-reasons", [])
+        ]  # fmt: skip
 
     def names(self) -> list[str]:
         """All domains that libvirt knows."""

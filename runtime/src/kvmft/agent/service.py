@@ -207,7 +207,9 @@ class Agent:
     ) -> list[KvmftError]:
         """Every reason against protecting `vm`, found without changing anything."""
         found = await asyncio.to_thread(self.host.find, vm)
-        reasons = compliance(found.xml, found.snapshots)
+        reasons = compliance(found.live, found.snapshots)
+        if found.running:
+            reasons += await asyncio.to_thread(self.host.blockers, vm)
         reasons += await asyncio.to_thread(doctor.kernel_findings)
         await self.probe_arbiter()
         if not self.arbiter_ok:

@@ -24,7 +24,7 @@ from kvmft.agent.store import VmState
 from kvmft.agent.workers import WorkerProcess
 from kvmft.core.admission import Request
 from kvmft.core.compliance import compliance
-from kvmft.core.domain import describe
+from kvmft.core.domain import describe, hardware
 from kvmft.errors import KvmftError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ TAKEOVER_TIME = 20.0
 """Seconds that a secondary has to take over before a VM that ended here claims to start again."""
 KEEP_MEMORY = 300.0
 """Seconds that the memory of a VM that was handed over waits for its new standby."""
+HARDWARE_EVERY = 2.0
+"""Seconds between two looks at the devices of a protected VM."""
 FIGURES = (
     "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
     "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
@@ -64,6 +66,8 @@ class ManagedVm:
         self._settling = False
         self._worker_role = ""
         self._worker_has_peer = False
+        self._hardware: frozenset[str] = frozenset()
+        self._hardware_due = 0.0
         self._listening: asyncio.Future[int] | None = None
         self._audits: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._outcome: tuple[str, str] | None = None
@@ -108,6 +112,8 @@ class ManagedVm:
         state = self.state
         if self._keeper is not None and time.monotonic() > self._base_until:
             await self._let_memory_go()
+        if self.protects:
+            await self._watch_hardware()
         if self.worker is not None or self._agent.managed(state.vm) is not self:
             return  # busy, or forgotten meanwhile
         if self._fence_due:
@@ -198,11 +204,13 @@ class ManagedVm:
     async def _pair(self) -> None:
         state = self.state
         found = await asyncio.to_thread(self._agent.host.find, state.vm)
-        reasons = compliance(found.xml, found.snapshots)
+        reasons = compliance(found.live, found.snapshots)
+        reasons += await asyncio.to_thread(self._agent.host.blockers, state.vm)
         if reasons:
             raise KvmftError("not_compliant", f"VM {state.vm} cannot be protected.",
                              "Mend every reason.", reasons)  # fmt: skip
         disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
+        self._hardware = hardware(found.live)
         facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
         peer = await self._place(found, disks, facts)
         session = secrets.token_hex(16)
@@ -219,6 +227,24 @@ class ManagedVm:
         state.may_start = False
         self._save()
         await self._start_primary(found, int(answer["port"]))
+
+    async def _watch_hardware(self) -> None:
+        """A standby has the devices of the time of its start and could not load what was plugged in
+        since: after a change a new one is made."""
+        if not self._hardware or time.monotonic() < self._hardware_due or self.worker is None:
+            return
+        self._hardware_due = time.monotonic() + HARDWARE_EVERY
+        try:
+            now = await asyncio.to_thread(self._agent.host.hardware, self.state.vm)
+        except KvmftError:
+            return  # libvirt does not answer now; that is no change
+        if now == self._hardware or self.worker is None:
+            return
+        changed = "; ".join(sorted(now ^ self._hardware))
+        self._hardware = frozenset()
+        self._agent.events.add(self.state.vm, "hardware_changed",
+                               f"the standby is made anew, as the VM's devices changed: {changed}")  # fmt: skip
+        self.worker.send(cmd="suspend")
 
     async def _place(
         self, found: Found, disks: list[dict[str, Any]], facts: dict[str, Any]

@@ -188,3 +188,45 @@ def _sources(nics: list[ET.Element], kind: str) -> tuple[str, ...]:
     """The bridges or networks that interfaces of this type hang on."""
     names = [attribute(nic, "source", kind) for nic in nics if nic.get("type") == kind]
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def with_cpu_of(xml: str, live: str) -> str:
+    """`xml` with the <cpu> of the running VM's XML `live`.
+
+    The migratable XML has the CPU as it was asked for. The running VM has it without the features
+    that its host lacks; a standby elsewhere must not have them either, or the guest could begin to
+    use what is missing here after the way back.
+    """
+    root, running = parse(xml), parse(live).find("cpu")
+    wanted = root.find("cpu")
+    if wanted is None or running is None:
+        return xml
+    root[list(root).index(wanted)] = running
+    return ET.tostring(root, encoding="unicode")
+
+
+def hardware(live: str) -> frozenset[str]:
+    """What a standby must have alike: every device with its address, media, vCPUs in use.
+
+    Two live XMLs of one running VM differ in this when something was plugged in, pulled out or
+    changed in between. What may change without harm is left out (balloon, link state, passwords).
+    """
+    root = parse(live)
+    found = {f"vcpus {_vcpus(root)}"}
+    for device in root.findall("devices/*"):
+        alias = attribute(device, "alias", "name")
+        if not alias:
+            continue
+        address = device.find("address")
+        place = "" if address is None else " ".join(f"{k}={v}" for k, v in sorted(address.items()))
+        line = f"{device.tag} {alias} {place}"
+        if device.tag == "disk":
+            source = device.find("source")
+            line += f" {'' if source is None else source.get('file') or source.get('dev') or ''}"
+        found.add(line.rstrip())
+    return frozenset(found)
+
+
+def _vcpus(root: ET.Element) -> str:
+    vcpu = root.find("vcpu")
+    return "1" if vcpu is None else vcpu.get("current") or (vcpu.text or "1").strip()
