@@ -22,15 +22,15 @@ def power_cut(cluster: Cluster) -> None:
     """A host loses power and gets it back."""
     host = _host(cluster)
     host.power_off()
-    cluster.world.at(0.5 + 4 * cluster.world.rng.random(), None, None, host.power_on)
+    cluster.later(0.5 + 4 * cluster.world.rng.random(), host.power_on)
 
 
 def blackout(cluster: Cluster) -> None:
     """Both hosts lose power, a moment apart, and return in any order."""
     rng = cluster.world.rng
     for host in cluster.hosts:
-        cluster.world.at(0.6 * rng.random() * rng.randrange(2), None, None, host.power_off)
-        cluster.world.at(0.7 + 4 * rng.random(), None, None, host.power_on)
+        cluster.later(0.6 * rng.random() * rng.randrange(2), host.power_off)
+        cluster.later(0.7 + 4 * rng.random(), host.power_on)
 
 
 def kill_qemu(cluster: Cluster) -> None:
@@ -83,7 +83,7 @@ def cut_one(cluster: Cluster) -> None:
 
 def _mend(cluster: Cluster, direction: int) -> None:
     delay = 0.1 + 3 * cluster.world.rng.random()
-    cluster.world.at(delay, None, None, cluster.wire.set_cut, direction, False)
+    cluster.later(delay, cluster.wire.set_cut, direction, False)
 
 
 def cut_arbiter(cluster: Cluster) -> None:
@@ -91,7 +91,7 @@ def cut_arbiter(cluster: Cluster) -> None:
     rng = cluster.world.rng
     for host in cluster.hosts if rng.random() < 0.5 else [_host(cluster)]:
         host.arbiter_cut = True
-        cluster.world.at(0.2 + 3 * rng.random(), None, None, _reach, host)
+        cluster.later(0.2 + 3 * rng.random(), _reach, host)
 
 
 def _reach(host: Host) -> None:
@@ -101,7 +101,7 @@ def _reach(host: Host) -> None:
 def arbiter_down(cluster: Cluster) -> None:
     """The arbiter is away."""
     cluster.arbiter.down = True
-    cluster.world.at(0.2 + 3 * cluster.world.rng.random(), None, None, _arbiter_up, cluster)
+    cluster.later(0.2 + 3 * cluster.world.rng.random(), _arbiter_up, cluster)
 
 
 def _arbiter_up(cluster: Cluster) -> None:
@@ -111,7 +111,7 @@ def _arbiter_up(cluster: Cluster) -> None:
 def arbiter_unreliable(cluster: Cluster) -> None:
     """Requests and answers are lost, late and doubled."""
     cluster.arbiter.unreliable = 0.8
-    cluster.world.at(4 * cluster.world.rng.random(), None, None, _reliable, cluster)
+    cluster.later(4 * cluster.world.rng.random(), _reliable, cluster)
 
 
 def _reliable(cluster: Cluster) -> None:
@@ -122,7 +122,7 @@ def disk_trouble(cluster: Cluster) -> None:
     """The secondary's disk is full, or its writes fail."""
     host = _host(cluster)
     host.disk_trouble = 0.5
-    cluster.world.at(2 * cluster.world.rng.random(), None, None, _disk_well, host)
+    cluster.later(2 * cluster.world.rng.random(), _disk_well, host)
 
 
 def _disk_well(host: Host) -> None:
@@ -152,7 +152,7 @@ def suspend(cluster: Cluster) -> None:
     """A person suspends protection for a while."""
     host = _primary(cluster)
     host.order_suspend()
-    cluster.world.at(1.0 + cluster.world.rng.random(), None, None, _resume, host)
+    cluster.later(1.0 + cluster.world.rng.random(), _resume, host)
 
 
 def _resume(host: Host) -> None:
@@ -183,7 +183,8 @@ KINDS: dict[str, tuple[Callable[[Cluster], None], int]] = {
 
 
 def heal(cluster: Cluster) -> None:
-    """Everything outside works again: networks, arbiter, disks, power."""
+    """Everything outside works again: networks, arbiter, disks, power; no more faults come."""
+    cluster.chaos.dead = True
     for direction in (0, 1):
         cluster.wire.set_cut(direction, False)
     cluster.arbiter.down, cluster.arbiter.unreliable = False, 0.0

@@ -5,6 +5,7 @@ This follows `kvmft.agent.vm`: level-triggered, one step at a time, tried again 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kvmft.core.arbitration import Holdings
@@ -15,10 +16,10 @@ from kvmft.sim.history import History, Point
 from kvmft.sim.sides import ClaimWorker, PrimaryWorker, Qemu, SecondaryWorker, Worker
 from kvmft.sim.world import Connection, SimArbiter, Token, Wire, World
 
-STEP = 0.5
-RETRY = 0.8
-AGENT_RESTART = 0.7
-TAKEOVER_TIME = 4.0
+STEP = 0.3
+RETRY = 0.4
+AGENT_RESTART = 0.4
+TAKEOVER_TIME = 3.0
 
 
 class Host:
@@ -52,6 +53,8 @@ class Host:
         self.agent = Token()
         self.worker: Worker | None = None
         self.shown = "disabled"
+        self.crashed = False
+        self.disk_synced = True
         self.disk_trouble = 0.0
         self.steps_to_live = 0
         self.dies_whole = False
@@ -118,7 +121,9 @@ class Host:
         rebooted = self.seen_boot != self.boot
         if self._off_since is None:
             self._off_since = self.world.now
-        if self.may_start and not (self.ran and rebooted):
+        if self.may_start and self.ran and self.crashed and not rebooted:
+            self._boot()
+        elif self.may_start and not (self.ran and rebooted):
             self.ran = False
             self.shown = "need_secondary"
         elif self.may_start:
@@ -133,7 +138,7 @@ class Host:
             return
         self.may_run("boots")
         self.history.check_start(self.disk, "boots", "I5")
-        self.seen_boot, self.ran = self.boot, True
+        self.seen_boot, self.ran, self.crashed = self.boot, True, False
         self.qemu = Qemu(self, self.history.begin(self.disk))
         self.qemu.running = True
         self.disk = self.qemu.point
@@ -193,7 +198,11 @@ class Host:
     def _recover_secondary(self) -> None:
         self._recover = False
         if self.qemu is None or self.qemu.dead:
-            self._go_stale()
+            held = self.holdings
+            if held.written or any(record.mode is Mode.SOLO for record in held.bases):
+                self._start(ClaimWorker(self, self.peer.name))
+            else:
+                self._go_stale()
             return
         worker = SecondaryWorker(self, self.qemu, self.peer.name, self.session)
         self.worker = worker
@@ -217,8 +226,11 @@ class Host:
             return
         worker.dead = True
         self.worker = None
-        if worker.role == "secondary":
-            if outcome is Outcome.ACTIVATED:
+        if self.role == "secondary":
+            if worker.role == "claim" and outcome is Outcome.SOLO:
+                self.role, self.may_start = "primary", True
+                self._boot()
+            elif outcome is Outcome.ACTIVATED:
                 self.role, self.may_start, self.ran = "primary", True, True
                 self.seen_boot, self._regain, self.desired = self.boot, False, "enabled"
                 self._not_before = self.world.now + 0.3
@@ -294,6 +306,8 @@ class Host:
             self.worker = None
         self._destroy()
         self.journal = None
+        if not self.disk_synced:
+            self.disk = None  # what was applied was partly in the page cache
 
     def power_on(self) -> None:
         """The host boots, and its agent starts."""
@@ -319,6 +333,7 @@ class Host:
         if qemu is None or qemu.dead:
             return
         self.world.note(self.name, "QEMU is killed")
+        self.crashed = not qemu.standby
         qemu.dead, qemu.running = True, False
         self._tell_death("QEMU died", False)
 
@@ -328,6 +343,7 @@ class Host:
         if qemu is None or qemu.dead or qemu.standby or not qemu.running:
             return
         self.world.note(self.name, "the guest powers off")
+        self.crashed = False
         qemu.dead, qemu.running = True, False
         if self.worker is None:
             self.ran, self.cluster.powered_off = False, self.may_start
@@ -366,6 +382,7 @@ class Cluster:
         self.wire = Wire(world)
         self.commits: set[tuple[int, int]] = set()
         self.powered_off = False
+        self.chaos = Token()
         self._sessions = 0
         self.hosts = [Host(self, 0, "a"), Host(self, 1, "b")]
         first = self.hosts[0]
@@ -374,6 +391,10 @@ class Cluster:
         first.qemu.running = True
         first.disk = first.qemu.point
         world.at(0.01, None, None, self._live)
+
+    def later(self, delay: float, act: Callable[..., None], *args: Any) -> None:
+        """Have a fault, or the end of one, happen in `delay` seconds, unless all is healed then."""
+        self.world.at(delay, None, self.chaos, act, *args)
 
     def next_session(self) -> int:
         """A number for a new session."""
@@ -409,7 +430,7 @@ class Cluster:
                 self.history.show(qemu.point)
             elif isinstance(host.worker, PrimaryWorker) and host.worker.qemu is qemu:
                 host.worker.output(qemu.point)
-        world.at(0.02 + 0.05 * world.rng.random(), None, None, self._live)
+        world.at(0.05 + 0.2 * world.rng.random(), None, None, self._live)
 
     @property
     def protected(self) -> bool:

@@ -8,7 +8,7 @@ from kvmft.sim.faults import KINDS, heal
 from kvmft.sim.hosts import Cluster
 from kvmft.sim.world import World
 
-FAULT_TIME = 3.0
+FAULT_TIME = 1.5
 PATIENCE = 60.0
 """Simulated seconds in which protection has to be back after everything was healed."""
 
@@ -40,14 +40,12 @@ def run(seed: int, trace: bool = False) -> Result:
     for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
         name = rng.choices(_NAMES, _WEIGHTS)[0]
         world.count(f"fault {name}")
-        world.at(FAULT_TIME * rng.random(), None, None, _strike, cluster, name)
+        cluster.later(FAULT_TIME * rng.random(), _strike, cluster, name)
     world.run(begun + FAULT_TIME + 2.0 * rng.random())
     if not world.violations:
         world.note("all", "everything is healed")
         heal(cluster)
-        # A power cut's end may still be on its way, and faults that were drawn late.
-        world.run(world.now + 6.0)
-        heal(cluster)
+        world.run(world.now + 0.5)  # so that what broke last is noticed
         world.run(world.now + PATIENCE, lambda: cluster.protected or _may_end(cluster))
         if not world.violations and not cluster.protected and not _may_end(cluster):
             shown = {host.name: (host.role, host.shown) for host in cluster.hosts}

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from kvmft.core import events as ev
-from kvmft.core.primary import Phase, PrimaryMachine, Tuning
+from kvmft.core.primary import PrimaryMachine, Tuning
 from kvmft.core.secondary import Patience, SecondaryMachine, StandbyPhase
 from kvmft.errors import KvmftError
 from kvmft.sim.claims import SimClaims
@@ -20,8 +20,8 @@ from kvmft.sim.world import Connection, Token
 if TYPE_CHECKING:
     from kvmft.sim.hosts import Host
 
-TUNING = Tuning(interval=0.08, min_interval=0.02, hold_bound=1.0, switch_bound=1.0)
-PATIENCE = Patience(agent_grace=1.5)
+TUNING = Tuning(interval=0.2, min_interval=0.03, hold_bound=0.6, switch_bound=0.8)
+PATIENCE = Patience(agent_grace=0.8)
 
 
 class Qemu(Token):
@@ -322,6 +322,7 @@ class SecondaryWorker(Worker):
                 self.send("WELCOME")
             case "BULK":
                 self.host.disk = self.qemu.memory = None  # mixed, until the first commit
+                self.host.disk_synced = False
                 self.filled = True
             case "CHECKPOINT":
                 self.staged = value
@@ -359,8 +360,8 @@ class SecondaryWorker(Worker):
                     world.forbid("I4", f"epoch {epoch} is acknowledged, but not committed")
                 self.send("ACK", epoch)
             case ev.Apply(epoch):
-                host.disk = None
-                self.qemu.memory = None
+                host.disk = self.qemu.memory = None
+                host.disk_synced = False
                 world.at(0.002, host, self, self._applied, epoch)
             case ev.PersistOffer(record):
                 if world.rng.random() < host.disk_trouble:
@@ -427,6 +428,7 @@ class SecondaryWorker(Worker):
                 "I3", f"loads device state {device} over memory {qemu.memory} and disk {host.disk}"
             )
         qemu.loaded = device
+        host.disk_synced = True
         self.post(ev.Loaded())
 
     def _run(self) -> None:
