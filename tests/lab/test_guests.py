@@ -289,3 +289,88 @@ def test_a_block_device_numa_slots_clock_and_iothread(networks: Lab, loop_device
                 assert loop_device not in formats(lab, host, guest)
 
         there_and_back(lab, guest, check)
+
+
+PLUGGED = Wide("plugged", 64, disks=(WideDisk("sda"),), cpu="<cpu mode='host-model'/>",
+               extra={"<memballoon": "<disk type='file' device='cdrom'>"
+                      f"<source file='{IMAGES}/both.iso'/><target dev='sdd' bus='sata'/>"
+                      "<readonly/></disk><memballoon"})  # fmt: skip
+
+
+def events(lab: Lab, host: str, vm: str, name: str) -> list[dict[str, object]]:
+    """Events of one name about one VM."""
+    lines = lab.run(host, f"kvmft events --vm {vm} --json").splitlines()
+    return [each for each in map(json.loads, lines) if each["event"] == name]
+
+
+def test_a_disk_that_is_plugged_in_while_protected_goes_along(networks: Lab) -> None:
+    lab, guest = networks, PLUGGED
+    for host in OTHER:
+        lab.run(host, f"mkdir -p {IMAGES} && echo the same medium > {IMAGES}/both.iso")
+    with protected(lab, guest):
+        image = f"{IMAGES}/{guest.name}-sdb.qcow2"
+        lab.run("node-a", f"qemu-img create -q -f qcow2 {image} 64M && virsh -q attach-disk "
+                f"{guest.name} {image} sdb --targetbus scsi --subdriver qcow2 --persistent")  # fmt: skip
+        until = time.monotonic() + 20
+        while not (seen := events(lab, "node-a", guest.name, "hardware_changed")):
+            assert time.monotonic() < until, "the new disk was not noticed"
+            time.sleep(0.3)
+        assert "scsi0-0-0-1" in str(seen[-1]["reason"])
+        wait_protected(lab, "node-a", guest.name)
+        start_order(lab, guest, "/dev/sda /dev/sdb")
+        medium = guest.shell(lab, "head -c 15 /dev/sr0")
+
+        def check(host: str) -> None:
+            assert order_says(lab, guest)[1] == 0
+            assert guest.shell(lab, "head -c 15 /dev/sr0") == medium == "the same medium"
+
+        there_and_back(lab, guest, check)
+
+
+BAD_MEDIA = f"""<disk type='file' device='cdrom'><source file='{IMAGES}/only-a.iso'/>
+<target dev='sda' bus='sata'/><readonly/></disk><disk type='file' device='cdrom'>
+<source file='{IMAGES}/differs.iso'/><target dev='sdb' bus='sata'/><readonly/></disk>"""
+NVME = """<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+<qemu:arg value='-blockdev'/><qemu:arg value='null-co,node-name=nothing,size=1M'/>
+<qemu:arg value='-device'/><qemu:arg value='nvme,serial=a,drive=nothing,bus=pcie.0,addr=0x1d'/>
+</qemu:commandline></domain>"""
+
+
+def test_every_objection_of_both_hosts_is_told_at_once_and_the_vm_runs_on(networks: Lab) -> None:
+    lab = networks
+    guest = Wide("objections", 65, disks=(WideDisk("vda"),), nics=2)
+    twin = Wide("twin", 65, disks=(WideDisk("vda"),))
+    xml = guest.xml().replace("<driver name='qemu'/>", "", 1).replace("bridge='br1'", "bridge='br9'")
+    xml = xml.replace("<memballoon", f"{BAD_MEDIA}<memballoon").replace("</domain>", NVME)
+    other = twin.xml().replace("000000000141", "000000000199")
+    guest.remove(lab)
+    try:
+        guest.make_images(lab, "node-a")
+        lab.run("node-a", "ip link add br9 type bridge; ip link set br9 up; "
+                f"echo a > {IMAGES}/only-a.iso; echo a > {IMAGES}/differs.iso; "
+                f"cat > /root/objections.xml <<'END'\n{xml}END\n"
+                "virsh -q define /root/objections.xml && virsh -q start objections")  # fmt: skip
+        lab.run("node-b", f"mkdir -p {IMAGES}; echo bb > {IMAGES}/differs.iso; "
+                f"echo precious > {IMAGES}/objections-vda.raw; "
+                f"cat > /root/twin.xml <<'END'\n{other}END\nvirsh -q define /root/twin.xml")  # fmt: skip
+        guest.wait_up(lab)
+        pid = lab.run("node-a", "cat /run/libvirt/qemu/objections.pid")
+        done = json.loads(lab.run("node-a", "kvmft check objections --json", check=False))
+        found = done["findings"] if isinstance(done, dict) else done
+        assert sorted(each["code"] for each in found) == sorted([
+            "nic_vhost", "migration_blocked", "bridge_missing", "file_missing", "file_differs",
+            "mac_taken", "replica_path_taken",
+        ]), found  # fmt: skip
+        assert all(each["message"] and each["remedy"] for each in found)
+        refused = subprocess.run([*lab.ssh_command("node-a"), "kvmft enable objections"],
+                                 capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+        assert refused.returncode == 1
+        for each in found:
+            assert str(each["message"]).rstrip(".") in refused.stderr
+        assert lab.run("node-a", "cat /run/libvirt/qemu/objections.pid") == pid
+        assert status(lab, "node-a", "objections")["state"] == "disabled"
+        assert lab.run("node-b", f"cat {IMAGES}/objections-vda.raw") == "precious\n"
+    finally:
+        lab.run("node-b", f"virsh -q undefine twin; rm -f {IMAGES}/*.iso", check=False)
+        lab.run("node-a", f"ip link del br9; rm -f {IMAGES}/*.iso", check=False)
+        guest.remove(lab)

@@ -77,7 +77,8 @@ class WideDisk:
 
 @dataclass(frozen=True)
 class Wide:
-    """One guest. `number` makes its addresses; the first disk holds the ledger."""
+    """One guest. `number` makes its addresses; the first disk holds the ledger. `extra` replaces
+    text in its XML (old: new)."""
 
     name: str
     number: int
@@ -116,13 +117,16 @@ class Wide:
         )  # fmt: skip
         if any(disk.bus == "scsi" for disk in self.disks):
             disks += "    <controller type='scsi' model='virtio-scsi'/>\n"
-        return XML.format(
+        xml = XML.format(
             name=self.name, number=self.number, memory=self.memory, vcpus=self.vcpus,
             settings=self.settings, firmware=self.firmware, machine=self.machine, loader=self.loader,
             cmdline=f"{cmdline} kvmft.disk=/dev/{self.disks[0].target}", cpu=self.cpu,
             clock=self.clock, disks=disks, devices=self.devices,
             nics="".join(NIC.format(index=i, number=self.number) for i in range(self.nics)),
         )  # fmt: skip
+        for old, new in self.extra.items():
+            xml = xml.replace(old, new)
+        return xml
 
     def make_images(self, lab: Lab, host: str) -> None:
         """Fresh, empty images."""

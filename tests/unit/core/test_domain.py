@@ -98,3 +98,33 @@ def test_damaged_xml_is_read_or_refused_and_nothing_else(seed: int, changes: int
             read(xml)
         except KvmftError as error:
             assert error.code == "domain_xml"
+
+
+LIVE = GOOD.replace("</devices>", """
+<disk type='file' device='cdrom'><source file='/a.iso'/><target dev='sda'/><readonly/>
+<alias name='sata0-0-0'/><address type='drive' unit='0'/></disk>
+<interface type='bridge'><link state='up'/><alias name='net1'/>
+<address type='pci' bus='0x02' slot='0x00'/></interface></devices>""")  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("<alias name='net1'/>", "<alias name='net2'/>"), ("bus='0x02'", "bus='0x03'"),
+    ("/a.iso", "/b.iso"), ("<source file='/a.iso'/>", ""), ("<vcpu>1<", "<vcpu current='2'>4<"),
+])  # fmt: skip
+def test_plugging_and_pulling_change_the_hardware(old: str, new: str) -> None:
+    assert domain.hardware(LIVE.replace(old, new)) != domain.hardware(LIVE)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("<link state='up'/>", "<link state='down'/>"), (">512<", ">256<"), ("</domain>", "<metadata/></domain>"),
+])  # fmt: skip
+def test_what_a_standby_need_not_have_alike_does_not(old: str, new: str) -> None:
+    assert old in LIVE
+    assert domain.hardware(LIVE.replace(old, new)) == domain.hardware(LIVE)
+
+
+def test_the_cpu_that_the_guest_has_replaces_the_one_that_was_asked_for() -> None:
+    live = GOOD.replace("match='exact'>", "match='exact' check='full'><feature policy='disable' name='avx'/>")
+    found = domain.describe(domain.with_cpu_of(GOOD, live))
+    assert "check=\"full\"" in found.cpu and "avx" in found.cpu
+    assert domain.with_cpu_of("<domain/>", live) == "<domain/>"
