@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from tests.lab import wide
 from tests.lab.guests import IMAGES
 from tests.lab.lab import ROOT, Lab
 from tests.lab.test_protect import LEDGER, answers_of, status, wait_protected
-from tests.lab.wide import Wide, WideDisk
+from tests.lab.wide import NEHALEM, Wide, WideDisk
 
 OTHER = {"node-a": "node-b", "node-b": "node-a"}
 UNDER_LOAD = 6.0
@@ -77,7 +79,14 @@ def read_back(lab: Lab, guest: Wide, number: int) -> str:
     return " ".join(done.stdout.split()[2:])
 
 
-def fail_over(lab: Lab, guest: Wide, host: str) -> str:
+def switch(lab: Lab, host: str, guest: Wide) -> float:
+    """Switch the guest over, as planned; when that began (monotonic, seconds)."""
+    begun = time.monotonic()
+    lab.run(host, f"kvmft failover {guest.name} --mode planned")
+    return begun
+
+
+def fail_over(lab: Lab, guest: Wide, host: str, kill: Callable[[Lab, str, Wide], float] = kill) -> str:
     """Kill the guest on `host` under load on all its interfaces: no connection breaks, nothing that
     was answered is lost, and it is protected again from the other host, whose name is returned."""
     audit(lab, host, guest)
@@ -99,11 +108,12 @@ def fail_over(lab: Lab, guest: Wide, host: str) -> str:
 
 
 def there_and_back(lab: Lab, guest: Wide, check: Callable[[str], None]) -> None:
-    """A -> B -> A; `check` is called with the host that the guest runs on, before and after each."""
+    """A -> B -> A by kills, then once more as planned; `check` is called with the host that the
+    guest runs on, before and after each."""
     host = "node-a"
     check(host)
-    for _ in range(2):
-        host = fail_over(lab, guest, host)
+    for how in (kill, kill, switch, switch):
+        host = fail_over(lab, guest, host, how)
         check(host)
     assert host == "node-a"
 
@@ -259,6 +269,8 @@ DEVICE = Wide(
     "<timer name='hpet' present='yes'/></clock>",
     devices="<video><model type='virtio'/></video><memballoon model='none'/>"
     "<serial type='pty'/><disk type='file' device='cdrom'><target dev='sdc' bus='sata'/></disk>",
+    extra={"<interface type='bridge'>": "<interface type='network'>",
+           "<source bridge='br0'/>": "<source network='blue'/>"},
 )  # fmt: skip
 
 
@@ -275,7 +287,18 @@ def loop_device(lab: Lab) -> Iterator[str]:
         lab.run("node-a", f"losetup -d {path}; rm -f {image}", check=False)
 
 
-def test_a_block_device_numa_slots_clock_and_iothread(networks: Lab, loop_device: str) -> None:
+@pytest.fixture
+def blue(lab: Lab) -> None:
+    """A libvirt network of that name on both hosts, on br0."""
+    for host in OTHER:
+        lab.run(host, "virsh -q net-info blue >/dev/null 2>&1 || { echo \"<network><name>blue</name>"
+                "<forward mode='bridge'/><bridge name='br0'/></network>\" > /root/blue.xml && "
+                "virsh -q net-define /root/blue.xml && virsh -q net-start blue; }")  # fmt: skip
+
+
+def test_a_block_device_a_network_numa_slots_clock_and_iothread(
+    networks: Lab, blue: None, loop_device: str
+) -> None:
     lab, clocks = networks, []
     with protected(lab, DEVICE) as guest:
         start_order(lab, guest, "/dev/vda /dev/vdb")
@@ -378,3 +401,43 @@ def test_every_objection_of_both_hosts_is_told_at_once_and_the_vm_runs_on(networ
         lab.run("node-b", f"virsh -q undefine twin; rm -f {IMAGES}/*.iso", check=False)
         lab.run("node-a", f"ip link del br9; rm -f {IMAGES}/*.iso", check=False)
         guest.remove(lab)
+
+
+ADMIT = """
+import json, sys
+from kvmft.agent.host import Host
+from kvmft.core.admission import Request
+from kvmft.core.domain import describe
+XML = "<domain type='%s'><name>v</name><uuid>6b766d66-7400-4000-8000-000000000166</uuid>" \\
+    "<memory>65536</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='%s'>hvm</type></os>%s" \\
+    "<devices><emulator>%s</emulator></devices></domain>"
+host, rows = Host(), json.load(sys.stdin)
+for kind, machine, cpu, emulator, facts in rows:
+    found = host.admit(describe(XML % (kind, machine, cpu, emulator)), [], "/tmp",
+                       lambda path: False, Request.read(facts))
+    print(json.dumps([error.to_dict() for error in found]))
+"""
+NEEDS_AVX512 = NEHALEM.replace("</cpu>", "<feature policy='require' name='avx512f'/></cpu>")
+EMULATOR = "/usr/bin/qemu-system-x86_64"
+
+
+def test_machine_type_cpu_and_emulator_are_compared_by_libvirt_on_the_secondary(lab: Lab) -> None:
+    machine = re.findall(r"pc-q35-[0-9.]+", lab.run("node-b", f"{EMULATOR} -machine help"))[0]
+    rows = [
+        (("qemu", machine, "", EMULATOR, None), None, ""),
+        (("qemu", machine, NEHALEM, EMULATOR, None), None, ""),
+        (("qemu", "pc-q35-99.9", "", EMULATOR, None), "machine_unknown", "pc-q35-99.9"),
+        (("qemu", machine, "", "/opt/qemu", None), "emulator_missing", "/opt/qemu"),
+        # Emulation has no AVX-512: as if the primary's CPU could more than the secondary's.
+        (("qemu", machine, NEEDS_AVX512, EMULATOR, None), "cpu_differs", "avx512f"),
+    ]
+    done = subprocess.run(
+        [*lab.ssh_command("node-b"), f"/opt/kvmft/venv/bin/python -c {shlex.quote(ADMIT)}"],
+        input=json.dumps([row for row, _, _ in rows]), capture_output=True, text=True, check=True,
+        timeout=90,
+    )  # fmt: skip
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(rows)
+    for found, (_, code, word) in zip(answers, rows, strict=True):
+        assert [each["code"] for each in found] == ([code] if code else [])
+        assert not found or word in found[0]["message"]

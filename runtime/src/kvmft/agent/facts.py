@@ -123,6 +123,8 @@ def _cpu_missing(connection: Any, domain: Domain, request: Request) -> str:
 
     try:
         if _sees_the_host(domain):
+            if not request.host_cpu:
+                return f"the primary did not say which CPU mode {domain.cpu_mode} means there"
             same = connection.compareCPU(request.host_cpu) == libvirt.VIR_CPU_COMPARE_IDENTICAL
             return "" if same else f"mode {domain.cpu_mode} needs the primary's very CPU"
         if not domain.cpu or domain.cpu_mode != "custom" or "<model" not in domain.cpu:
