@@ -28,6 +28,12 @@ QUICK_MODULES = (
     "virtio", "virtio_ring", "virtio_pci", "virtio_pci_legacy_dev", "virtio_pci_modern_dev",
     "virtio_blk", "virtio_net", "net_failover", "failover",
 )  # fmt: skip
+WIDE_MODULES = (
+    "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
+    "virtio_blk", "failover", "net_failover", "virtio_net", "scsi_common", "scsi_mod", "sd_mod",
+    "cdrom", "sr_mod", "virtio_scsi", "virtio_balloon", "virtio-rng", "virtio_console", "efivarfs",
+)  # fmt: skip
+"""In the order in which they have to be loaded."""
 HERE = Path(__file__).parent
 GUEST_RECIPES = HERE.parent / "guest"
 
@@ -174,3 +180,53 @@ def quick_guest() -> Path:
         shutil.rmtree(root)
 
     return _cached("guest-quick", _key(init, server, kernel_of.name), build)
+
+
+def _extract_modules(disk: Path, names: tuple[str, ...], target: Path) -> list[str]:
+    """Copy kernel modules out of an ext4 image; the files' names, in the order of `names`."""
+
+    def debugfs(request: str) -> str:
+        return subprocess.run(["debugfs", "-R", request, str(disk)], check=True,
+                              capture_output=True, text=True).stdout  # fmt: skip
+
+    release = re.search(r"/([^/]+-cloud-[^/]+)/", debugfs("ls -p /lib/modules"))
+    assert release is not None, "the guest's image has no cloud kernel"
+    root = f"/lib/modules/{release[1]}"
+    paths = re.findall(r"^([^:\s]+):", debugfs(f"cat {root}/modules.dep"), re.MULTILINE)
+    files = []
+    for name in names:
+        path = next(each for each in paths if Path(each).name.split(".ko")[0] == name)
+        debugfs(f"dump {root}/{path} {target / Path(path).name}")
+        files.append(Path(path).name)
+    return files
+
+
+def wide_guest() -> Path:
+    """A folder with `disk.raw`, `kernel` and `initrd` of the busybox guest with many drivers."""
+    kernel_of = postgres_guest()
+    init = (GUEST_RECIPES / "wide-init").read_text()
+    programs = {name: (GUEST_RECIPES / f"{name}.c").read_text() for name in ("ledger", "shell", "order")}
+
+    def build(directory: Path) -> None:
+        root = directory / "root"
+        for name in ("bin", "dev", "proc", "sys", "lib"):
+            (root / name).mkdir(parents=True)
+        shutil.copy("/bin/busybox", root / "bin" / "busybox")
+        for name in programs:
+            subprocess.run(["gcc", "-O2", "-static", "-o", str(root / "bin" / name),
+                            str(GUEST_RECIPES / f"{name}.c")], check=True)  # fmt: skip
+        files = _extract_modules(kernel_of / "disk.raw", WIDE_MODULES, root / "lib")
+        (root / "lib" / "modules.order").write_text("".join(f"{name}\n" for name in files))
+        (root / "init").write_text(init)
+        (root / "init").chmod(0o755)
+        names = subprocess.run(["find", "."], cwd=root, check=True, capture_output=True).stdout
+        with (directory / "initrd").open("wb") as file:
+            archive = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, input=names,
+                                     check=True, capture_output=True).stdout  # fmt: skip
+            file.write(archive)
+        shutil.copy(kernel_of / "kernel", directory / "kernel")
+        with (directory / "disk.raw").open("wb") as file:
+            file.truncate(64 << 20)
+        shutil.rmtree(root)
+
+    return _cached("guest-wide", _key(init, programs, WIDE_MODULES, kernel_of.name), build)

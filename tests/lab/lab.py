@@ -44,7 +44,8 @@ class Lab:
     def up(self) -> None:
         """Make what is not there yet, and boot what is off."""
         root = images.server_root(self.release)
-        guests = {"postgres": images.postgres_guest(), "quick": images.quick_guest()}
+        guests = {"postgres": images.postgres_guest(), "quick": images.quick_guest(),
+                  "wide": images.wide_guest()}  # fmt: skip
         self.build.mkdir(parents=True, exist_ok=True)
         marker = self.base / "release"
         if marker.exists() and marker.read_text() != self.release:
@@ -119,7 +120,8 @@ class Lab:
         """Plug the cables in and boot."""
         home = self.base / host
         guests = [f"--bind-ro={images.postgres_guest()}:/opt/guests/postgres",
-                  f"--bind-ro={images.quick_guest()}:/opt/guests/quick"]  # fmt: skip
+                  f"--bind-ro={images.quick_guest()}:/opt/guests/quick",
+                  f"--bind-ro={images.wide_guest()}:/opt/guests/wide"]  # fmt: skip
         devices = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/vhost-net")
                    if os.path.exists(path)]  # fmt: skip
         if os.path.exists("/dev/kvm"):

@@ -22,7 +22,9 @@ from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import Store, VmState
 from kvmft.agent.vm import ManagedVm
-from kvmft.core.domain import compliance, describe
+from kvmft.core.admission import Request
+from kvmft.core.compliance import compliance
+from kvmft.core.domain import describe
 from kvmft.errors import KvmftError
 
 SOCKET = "/run/kvmft/control.sock"
@@ -199,7 +201,9 @@ class Agent:
     ) -> list[KvmftError]:
         """Every reason against protecting `vm`, found without changing anything."""
         found = await asyncio.to_thread(self.host.find, vm)
-        reasons = compliance(found.xml, found.snapshots)
+        reasons = compliance(found.live, found.snapshots)
+        if found.running:
+            reasons += await asyncio.to_thread(self.host.blockers, vm)
         reasons += await asyncio.to_thread(doctor.kernel_findings)
         await self.probe_arbiter()
         if not self.arbiter_ok:
@@ -209,7 +213,9 @@ class Agent:
         try:
             disks = await asyncio.to_thread(self.host.disk_sizes, vm, found.domain)
             hosts = permitted(self.config.peers, allowed)
-            offers = await ask_all(self.peers, hosts, vm=vm, xml=found.xml, disks=disks)
+            request = await asyncio.to_thread(self.host.request, found.domain)
+            offers = await ask_all(self.peers, hosts, vm=vm, xml=found.xml, disks=disks,
+                                   facts=request.to_dict())  # fmt: skip
             choose(offers, preferred, vm)
         except KvmftError as error:
             reasons += error.reasons or [error]
@@ -408,7 +414,7 @@ class Agent:
         disks = {disk["path"] for disk in known.state.disks} if known else set()
         lacking = await asyncio.to_thread(
             self.host.admit, describe(args["xml"]), args["disks"], self.config.storage_pool,
-            lambda path: replicas.owns(path) or path in disks,
+            lambda path: replicas.owns(path) or path in disks, Request.read(args.get("facts")),
         )  # fmt: skip
         return {"memory": available_memory(), "lacking": [error.to_dict() for error in lacking]}
 

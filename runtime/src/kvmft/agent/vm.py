@@ -22,8 +22,10 @@ from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import VmState
 from kvmft.agent.workers import WorkerProcess
+from kvmft.core.admission import Request
 from kvmft.core.arbitration import holdings_from_bytes
-from kvmft.core.domain import compliance, describe
+from kvmft.core.compliance import compliance
+from kvmft.core.domain import describe, hardware
 from kvmft.core.records import Mode
 from kvmft.errors import KvmftError
 
@@ -41,6 +43,8 @@ TAKEOVER_TIME = 20.0
 """Seconds that a secondary has to take over before a VM that ended here claims to start again."""
 KEEP_MEMORY = 300.0
 """Seconds that the memory of a VM that was handed over waits for its new standby."""
+HARDWARE_EVERY = 2.0
+"""Seconds between two looks at the devices of a protected VM."""
 FIGURES = (
     "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
     "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
@@ -64,6 +68,8 @@ class ManagedVm:
         self._settling = False
         self._worker_role = ""
         self._worker_has_peer = False
+        self._hardware: frozenset[str] = frozenset()
+        self._hardware_due = 0.0
         self._listening: asyncio.Future[int] | None = None
         self._audits: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._outcome: tuple[str, str] | None = None
@@ -108,6 +114,8 @@ class ManagedVm:
         state = self.state
         if self._keeper is not None and time.monotonic() > self._base_until:
             await self._let_memory_go()
+        if self.protects:
+            await self._watch_hardware()
         if self.worker is not None or self._agent.managed(state.vm) is not self:
             return  # busy, or forgotten meanwhile
         if self._fence_due:
@@ -203,12 +211,15 @@ class ManagedVm:
     async def _pair(self) -> None:
         state = self.state
         found = await asyncio.to_thread(self._agent.host.find, state.vm)
-        reasons = compliance(found.xml, found.snapshots)
+        reasons = compliance(found.live, found.snapshots)
+        reasons += await asyncio.to_thread(self._agent.host.blockers, state.vm)
         if reasons:
             raise KvmftError("not_compliant", f"VM {state.vm} cannot be protected.",
                              "Mend every reason.", reasons)  # fmt: skip
         disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
-        peer = await self._place(found, disks)
+        self._hardware = hardware(found.live)
+        facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
+        peer = await self._place(found, disks, facts)
         session = secrets.token_hex(16)
         versions = await asyncio.to_thread(self._agent.host.versions)
         if self.shown[0] != "starting":
@@ -217,18 +228,40 @@ class ManagedVm:
             peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
             disks=disks, qemu_version=versions["qemu"], machine=found.domain.machine,
             session=session, options=state.options, nics=_nics(found), autostart=state.autostart,
-            allowed=self._allowed_there(peer),
+            allowed=self._allowed_there(peer), facts=facts,
         )  # fmt: skip
         state.peer, state.session = peer, session
         state.may_start = False
         self._save()
         await self._start_primary(found, int(answer["port"]))
 
-    async def _place(self, found: Found, disks: list[dict[str, Any]]) -> str:
+    async def _watch_hardware(self) -> None:
+        """A standby has the devices of the time of its start and could not load what was plugged in
+        since: after a change a new one is made."""
+        if not self._hardware or time.monotonic() < self._hardware_due or self.worker is None:
+            return
+        self._hardware_due = time.monotonic() + HARDWARE_EVERY
+        try:
+            now = await asyncio.to_thread(self._agent.host.hardware, self.state.vm)
+        except KvmftError:
+            return  # libvirt does not answer now; that is no change
+        if now == self._hardware or self.worker is None:
+            return
+        changed = "; ".join(sorted(now ^ self._hardware))
+        self._hardware = frozenset()
+        self._agent.events.add(self.state.vm, "hardware_changed",
+                               f"the standby is made anew, as the VM's devices changed: {changed}")  # fmt: skip
+        self.worker.send(cmd="suspend")
+
+    async def _place(
+        self, found: Found, disks: list[dict[str, Any]], facts: dict[str, Any]
+    ) -> str:
         """The host for the secondary: where it was, while that host can take it."""
         state = self.state
         hosts = permitted(self._agent.config.peers, state.allowed)
-        offers = await ask_all(self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks)
+        offers = await ask_all(
+            self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks, facts=facts
+        )
         peer = choose(offers, state.peer, state.vm)
         if state.peer and state.peer != peer:
             self._agent.events.add(state.vm, "placed", f"{state.peer} cannot take it; {peer} can")
@@ -281,6 +314,7 @@ class ManagedVm:
         lacking = await asyncio.to_thread(
             agent.host.admit, domain, request["disks"], agent.config.storage_pool,
             lambda path: replicas.owns(path) or path in {disk["path"] for disk in state.disks},
+            Request.read(request.get("facts")),
         )  # fmt: skip
         if lacking:
             raise KvmftError("not_admitted", f"{agent.config.host} cannot take the secondary.",
@@ -660,7 +694,10 @@ class ManagedVm:
             raise KvmftError("not_allowed", f"{target} is not among the allowed hosts of VM {state.vm}.",
                              f"Allowed: {', '.join(state.allowed)}.")  # fmt: skip
         # Before anything is given up: a host that cannot take it must not cost the protection.
-        offers = await ask_all(self._agent.peers, [target], vm=state.vm, xml=found.xml, disks=disks)
+        facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
+        offers = await ask_all(
+            self._agent.peers, [target], vm=state.vm, xml=found.xml, disks=disks, facts=facts
+        )
         choose(offers, target, state.vm)
         self._agent.events.add(state.vm, "moving", f"the secondary goes from {old} to {target}")
         worker.send(cmd="suspend")
