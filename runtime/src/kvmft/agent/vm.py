@@ -404,9 +404,9 @@ class ManagedVm:
             case "state":
                 self.shown = (message["state"], message["reason"])
             case "event":
-                self._agent.events.add(
-                    self.state.vm, message["event"], message["reason"], **message.get("data", {})
-                )
+                self._agent.events.add(self.state.vm, message["event"], message["reason"],
+                                       when=message.get("time"),
+                                       **message.get("data", {}))  # fmt: skip
             case "listening":
                 if self._listening is not None and not self._listening.done():
                     self._listening.set_result(int(message["port"]))
