@@ -50,6 +50,8 @@ from kvmft.worker.replica import ReplicaDisks, read_mark, write_mark
 
 STATUS_EVERY = 0.5
 ACTIVATION_BOUND = 10.0
+KINDS = {"planned switchover": "planned", "a person ordered the failover": "ordered"}
+"""What kind of failover it is, by the reason with which the machine began it."""
 FIRST_CONTACT = 30.0
 """Seconds in which the primary must have connected."""
 DIGEST_CHUNK = 4 << 20
@@ -534,6 +536,7 @@ class SecondaryWorker:
             epoch=self.machine.committed,
             activation_ms=round((self._loading + done - begun) * 1000, 1),
             since_loss_ms=round((done - self.lost_at) * 1000, 1) if self.lost_at else None,
+            kind=KINDS.get(self.state[1], "unplanned"),
             carried_packets=carried,
         )
         self.link.event("output_open", "runs by right: its output goes out from here on, unheld")
