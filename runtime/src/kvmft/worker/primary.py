@@ -219,8 +219,10 @@ class PrimaryWorker:
     # -- arbitration --------------------------------------------------------------------------------
 
     def _start_claim(self, effect: ev.StartClaim) -> None:
-        self.link.event("claim", CLAIMS[effect.purpose], purpose=effect.purpose.value,
-                        generation=self.arbiter.generation)  # fmt: skip
+        generation = self.arbiter.generation
+        again = effect.purpose is ev.Purpose.CREATE and generation is not None
+        reason = CLAIMS[ev.Purpose.SOLO if again else effect.purpose]
+        self.link.event("claim", reason, purpose=effect.purpose.value, generation=generation)
         match effect.purpose:
             case ev.Purpose.CREATE:
                 self.arbiter.create()
