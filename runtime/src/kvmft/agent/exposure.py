@@ -71,10 +71,10 @@ class Exposure:
         """Write the file; what cannot be written now is written later."""
         self._saved = time.monotonic()
         months = dict(sorted(self.months.items())[-MONTHS:])
-        value = {"unprotected_seconds": round(self.seconds, 1), "months": months,
-                 "failovers": self.failovers, "at": time.time(), "wanted": self._was[1],
-                 "boot": boot_id()}  # fmt: skip
         try:
+            value = {"unprotected_seconds": round(self.seconds, 1), "months": months,
+                     "failovers": self.failovers, "at": time.time(), "wanted": self._was[1],
+                     "boot": boot_id()}  # fmt: skip
             os.makedirs(os.path.dirname(self._path), mode=0o750, exist_ok=True)
             with open(f"{self._path}.new", "w", encoding="ascii") as file:
                 json.dump(value, file)
