@@ -155,6 +155,7 @@ async def _launch_and_kill(vm: Any, tmp_path: Path) -> None:
     await vm._launch({"role": "claim", "run_dir": str(tmp_path / "run")})
     worker, vm.worker = vm.worker, None
     await worker.end(5)
+    await asyncio.sleep(0.02)  # the loop lets go of the process' pipes
 
 
 def test_a_message_twice_counts_once() -> None:
@@ -361,6 +362,12 @@ def test_a_slip_in_the_configuration_is_named(value: Any, path: str) -> None:
     assert caught.value.message.startswith(f"{path} in the configuration")
 
 
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.02)
+
+
 async def _ask(port: int, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
@@ -386,7 +393,7 @@ def test_it_is_served_over_http(tmp_path: Path, request_: bytes, status: bytes, 
         try:
             return await _ask(port, request_)
         finally:
-            task.cancel()
+            await _end(task)
 
     a, _ = made(tmp_path)
     port = free_port()
@@ -408,7 +415,7 @@ def test_endless_and_silent_requests_are_closed(
             return [await _ask(port, b"x" * 100_000), await _ask(port, b"GET /metr"),
                     await _ask(port, b"GET /metrics HTTP/1.1\r\n\r\n")]  # fmt: skip
         finally:
-            task.cancel()
+            await _end(task)
 
     a, _ = made(tmp_path)
     port = free_port()
@@ -426,7 +433,7 @@ def test_an_address_that_is_not_there_is_told_once_and_waited_for(
         task = asyncio.create_task(Metrics(a).run())
         await asyncio.sleep(0.3)
         assert not task.done()
-        task.cancel()
+        await _end(task)
 
     a, _ = made(tmp_path)
     a.config = parse({**BASE, "metrics": {"address": "192.0.2.1", "port": 7409}})

@@ -70,9 +70,15 @@ def socket_(pair: tuple[Agent, Agent], tmp_path: Path) -> Iterator[str]:
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result(5)
     yield path
-    loop.call_soon_threadsafe(server.close)
+
+    async def end() -> None:
+        server.close()
+        await asyncio.sleep(0.02)  # its connections see that their clients went away
+
+    asyncio.run_coroutine_threadsafe(end(), loop).result(5)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
+    loop.close()
 
 
 def run(socket: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
