@@ -302,6 +302,7 @@ class ManagedVm:
             agent.config.storage_pool, state.session,
         )  # fmt: skip
         replicas.keep(disk["path"] for disk in state.disks)
+        agent.events.add(state.vm, "standby_started", f"a standby for {peer}'s VM waits for memory")
         definition = await asyncio.to_thread(agent.host.definition, state.vm)
         write_durably(self._definition, definition.encode(), 0o600)
         self._save()

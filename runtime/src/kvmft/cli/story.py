@@ -15,7 +15,7 @@ SIGNALS = ("primary_lost", "secondary_lost", "vm_died", "failover_asked", "cold_
 STAGES = {
     "primary_lost": "loss", "secondary_lost": "loss", "vm_died": "loss", "failover_asked": "order",
     "enabled": "order", "suspended": "order", "disabled": "order", "placed": "placement", "claim": "claim", "claim_sent": "sent",
-    "arbiter": "arbiter", "verdict": "verdict", "activated": "activated",
+    "arbiter": "arbiter", "verdict": "verdict", "loaded": "loaded", "activated": "activated",
     "output_open": "output", "released": "output", "vm_killed": "fenced", "fenced": "fenced",
     "offer": "pairing", "offer_stored": "pairing", "synced": "sync", "cold_boot": "cold boot",
 }  # fmt: skip
@@ -32,7 +32,9 @@ WANTED = {
 }
 """Stages that a story of each kind must have, in this order."""
 QUIET = ("role", "state", "seq")
-"""Figures that a step's text does not repeat."""
+"""Figures that no step repeats."""
+SAID = {"sent": ("base", "asked", "nonce"), "verdict": ("won", "base", "asked", "nonce", "generation")}
+"""Figures that a stage's text has in words already; JSON has them."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def render(story: Story, missing: dict[str, str]) -> str:
     to = next((step.host for step in story.steps if step.stage == "activated"), "")
     lines = [f"{story.vm}: {TITLES[story.kind].format(to=to)}"]
     for step in story.steps:
-        figures = " ".join(f"{key}={value}" for key, value in step.figures.items())
+        said = SAID.get(step.stage, ())
+        figures = " ".join(f"{key}={value}" for key, value in step.figures.items()
+                           if key not in said)  # fmt: skip
         tail = f"  [{figures}]" if figures else ""
         lines.append(f"{step.number:3d}. {_span(step.ms)}  {step.host:10s} {step.stage}: "
                      f"{step.reason}{tail}")  # fmt: skip

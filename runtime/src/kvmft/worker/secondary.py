@@ -530,6 +530,8 @@ class SecondaryWorker:
             self._wait_loaded()
         self.disks.sync_end()
         self._loading = self.reactor.now() - begun
+        self.link.event("loaded", f"the device state of commit {effect.epoch} is loaded",
+                        epoch=effect.epoch, ms=round(self._loading * 1000, 1))  # fmt: skip
         self.post(ev.Loaded())
 
     def _run(self, _effect: ev.Run) -> None:
