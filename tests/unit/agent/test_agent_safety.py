@@ -57,6 +57,9 @@ class FakeHost:
     def is_defined(self, vm: str) -> bool:
         return True
 
+    def crashed(self, vm: str) -> bool:
+        return False
+
     def find(self, vm: str):
         raise KvmftError("vm_not_found", "x", "")
 

@@ -505,6 +505,10 @@ class ManagedVm:
                         await self._became_primary()
                     elif outcome == "solo":
                         await self._boot_replica(reason)
+                    elif outcome == "failed" and self._may_have_won():
+                        self._recover = True
+                        self._show("failing_over", reason)
+                        self._later(HALTED_RETRY if self._worker_role == "claim" else RETRY)
                     else:
                         await self._go_stale(reason)
                 elif state.role == "primary":
