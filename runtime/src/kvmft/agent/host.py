@@ -143,6 +143,26 @@ class Host:
             raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
                              "See `systemctl status libvirtd`.") from error  # fmt: skip
 
+    def execution(self, vm: str) -> str:
+        """`running` (its vCPUs run), `paused` (also: waits for its memory) or `off`.
+
+        KvmftError `libvirt_down` when libvirt does not answer.
+        """
+        import libvirt
+
+        try:
+            state = self._lookup(vm).state()[0]
+        except KvmftError as error:
+            if error.code != "vm_not_found":
+                raise
+            return "off"
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+        if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED):
+            return "running"
+        return "paused" if state == libvirt.VIR_DOMAIN_PAUSED else "off"
+
     def is_defined(self, vm: str) -> bool:
         """True when libvirt could start a domain of this name from its own definition."""
         try:

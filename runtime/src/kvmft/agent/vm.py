@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvmft.adapters.arbiter_client import claims_path
 from kvmft.adapters.durable import remove_durably, write_durably
+from kvmft.agent.counters import Counters
+from kvmft.agent.exposure import Exposure
 from kvmft.agent.host import RUN_DIRECTORY, Found, boot_id
 from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
@@ -48,7 +50,7 @@ HARDWARE_EVERY = 2.0
 FIGURES = (
     "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
     "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
-    "sync",
+    "sync", "commit_ms",
 )  # fmt: skip
 
 
@@ -61,6 +63,8 @@ class ManagedVm:
         self.worker: WorkerProcess | None = None
         self.shown = ("need_secondary", "not protected yet")
         self.figures: dict[str, Any] = {}
+        self.counters = Counters()
+        self.exposure = Exposure(os.path.join(agent.store.root, state.vm))
         self.accelerator: str | None = None
         self._lock = asyncio.Lock()
         self._not_before = 0.0
@@ -332,6 +336,7 @@ class ManagedVm:
             agent.config.storage_pool, state.session,
         )  # fmt: skip
         replicas.keep(disk["path"] for disk in state.disks)
+        agent.events.add(state.vm, "standby_started", f"a standby for {peer}'s VM waits for memory")
         definition = await asyncio.to_thread(agent.host.definition, state.vm)
         write_durably(self._definition, definition.encode(), 0o600)
         self._save()
@@ -449,6 +454,7 @@ class ManagedVm:
         self._outcome = None
         self._worker_role = config["role"]
         self.figures = {}
+        self.counters.begin()
         os.makedirs(config["run_dir"], exist_ok=True)
         worker = WorkerProcess(self._message, lambda: self._worker_ended(worker))
         self.worker = worker
@@ -458,12 +464,15 @@ class ManagedVm:
         match message.get("msg"):
             case "status":
                 self.figures = message
+                self.counters.take(message.get("totals"))
             case "state":
                 self.shown = (message["state"], message["reason"])
             case "event":
-                self._agent.events.add(
-                    self.state.vm, message["event"], message["reason"], **message.get("data", {})
-                )
+                self._agent.events.add(self.state.vm, message["event"], message["reason"],
+                                       when=message.get("time"),
+                                       **message.get("data", {}))  # fmt: skip
+                if message["event"] == "activated":
+                    self.exposure.failed_over(message["data"]["kind"])
             case "listening":
                 if self._listening is not None and not self._listening.done():
                     self._listening.set_result(int(message["port"]))
@@ -743,6 +752,26 @@ class ManagedVm:
         self.worker.send(cmd="claim")
 
     @property
+    def wants_protection(self) -> bool:
+        """True when fault tolerance is on for the VM."""
+        return self.state.desired == "enabled"
+
+    @property
+    def output_is_shut(self) -> bool:
+        """True while nothing that runs here can be seen: its output waits for the arbiter's word,
+        or for a worker after a restart of the agent."""
+        if self.state.role == "primary":
+            return self._regain or self.shown[0] in ("failing_over", "fenced")
+        return self.state.role == "secondary" and self.shown[0] == "failing_over"
+
+    def watch_exposure(self) -> None:
+        """Count the time in which the VM ran here without the protection that it should have."""
+        state = self.state
+        runs = state.role == "primary" and self._off_since is None
+        wanted = runs and self.wants_protection and (state.running or self.worker is not None)
+        self.exposure.tick(wanted and self.shown[0] != "protected", wanted)
+
+    @property
     def protects(self) -> bool:
         """True while a worker looks after the running VM here."""
         return self.worker is not None and self._worker_role == "primary"
@@ -759,6 +788,8 @@ class ManagedVm:
             "desired": state.desired, "role": state.role, "primary": primary,
             "secondary": state.peer if state.role == "primary" else host,
             **{name: self.figures.get(name) for name in FIGURES},
+            "unprotected_seconds": round(self.exposure.seconds, 1),
+            "unprotected_seconds_month": round(self.exposure.this_month, 1),
             "accelerator": self.accelerator, "running": running, "options": state.options,
             "arbiter": {"type": self._agent.config.arbiter["type"], "ok": self._agent.arbiter_ok},
         }  # fmt: skip
