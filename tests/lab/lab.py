@@ -27,10 +27,14 @@ BOOT_SECONDS = 60
 class Lab:
     """One lab; several of different names can be up side by side."""
 
-    def __init__(self, name: str | None = None, release: str = "12") -> None:
+    def __init__(self, name: str | None = None, release: str | None = None) -> None:
+        """`release` is the servers' Debian: by default what this lab was made with, or else what
+        KVMFT_RELEASE says, or else 12."""
         self.name = name or os.environ.get("KVMFT_LAB", "kvmft")
-        self.release = release
         self.base = Path("/var/lib/kvmft-lab") / self.name
+        marker = self.base / "release"
+        made_with = marker.read_text() if marker.exists() else None
+        self.release = release or made_with or os.environ.get("KVMFT_RELEASE") or "12"
         self.build = ROOT / "build" / "lab" / self.name
         self.key = self.build / "id_ed25519"
         self.inventory = self.build / "inventory.yml"
@@ -118,10 +122,6 @@ class Lab:
         home = self.base / host
         guests = [f"--bind-ro={images.postgres_guest()}:/opt/guests/postgres",
                   f"--bind-ro={images.quick_guest()}:/opt/guests/quick"]  # fmt: skip
-        devices = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/vhost-net")
-                   if os.path.exists(path)]  # fmt: skip
-        if os.path.exists("/dev/kvm"):
-            devices.append(f"--bind={_kvm_node(home)}:/dev/kvm")
         command = [
             "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot",
             f"--directory={home / 'root'}", f"--machine={self.name}-{host}",
@@ -129,7 +129,7 @@ class Lab:
             "--private-network", "--capability=all",
             f"--system-call-filter={SYSCALLS}", "--resolv-conf=off", "--timezone=off",
             "--link-journal=no", "--kill-signal=SIGRTMIN+3",
-            f"--bind={home / 'kvmft'}:/var/lib/kvmft", *guests, *devices,
+            f"--bind={home / 'kvmft'}:/var/lib/kvmft", *guests, *device_options(home),
             "--console=pipe",
         ]  # fmt: skip
         with (self.build / f"{host}.console").open("ab") as console:
@@ -342,6 +342,15 @@ def _has_own_network(pid: int) -> bool:
         return False
     is_first = numbers is not None and numbers[1].split()[-1] == "1"
     return is_first and network != os.readlink("/proc/self/ns/net")
+
+
+def device_options(home: Path) -> list[str]:
+    """systemd-nspawn's options for the devices that hypervisors use; `home` keeps the node."""
+    options = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/vhost-net")
+               if os.path.exists(path)]  # fmt: skip
+    if os.path.exists("/dev/kvm"):
+        options.append(f"--bind={_kvm_node(home)}:/dev/kvm")
+    return options
 
 
 def _kvm_node(home: Path) -> Path:
