@@ -29,7 +29,7 @@ QUICK_MODULES = (
     "virtio_blk", "virtio_net", "net_failover", "failover",
 )  # fmt: skip
 TEST_PACKAGES = (
-    *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "ansible-core", "gcc", "libc6-dev",
+    *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "python3-psycopg", "ansible-core", "gcc", "libc6-dev",
     "busybox-static", "cpio", "e2fsprogs", "git",
 )  # fmt: skip
 """What the stages unit, sim and pair need, all of it from Debian."""
