@@ -106,16 +106,19 @@ class Etcd:
 class Qemu:
     """One QEMU with a monitor of ours, the boot-sector guest's disk and a serial file."""
 
-    def __init__(self, directory: Path, accelerator: str, incoming: bool, network: bool) -> None:
+    def __init__(
+        self, directory: Path, accelerator: str, incoming: bool, network: bool,
+        disk: Path | None = None,
+    ) -> None:  # fmt: skip
         self.directory = directory
         directory.mkdir()
-        self.disk = directory / "disk.img"
+        self.disk = disk or directory / "disk.img"
         self.serial = directory / "serial"
         self.monitor = directory / "qmp.sock"
-        if incoming:
+        if incoming and disk is None:
             with self.disk.open("wb") as file:
                 file.truncate(1 << 20)
-        else:
+        elif not incoming:
             bootsector.write_disk(self.disk)
         command = [
             "qemu-system-x86_64", "-accel", accelerator, "-m", str(MEMORY_MIB), "-M", "q35",
@@ -219,9 +222,20 @@ class Pair:
         self.network = network
         self.workers: list[Worker] = []
         self.session = "5" * 32
+        self.hosts = ["node-a", "node-b"]
+        self.swaps = 0
+
+    def swap(self) -> None:
+        """node-b runs the guest now; node-a gets a new, empty QEMU that waits, on its old disk."""
+        self.swaps += 1
+        self.primary_vm, old = self.standby_vm, self.primary_vm
+        self.standby_vm = Qemu(self.root / f"qemu-{self.swaps}", self.accelerator, incoming=True,
+                               network=self.network, disk=old.disk)  # fmt: skip
+        self.hosts.reverse()
+        self.session = f"{self.swaps:032x}"
 
     def config(self, role: str, **extra: Any) -> dict[str, Any]:
-        host, peer = ("node-a", "node-b") if role == "primary" else ("node-b", "node-a")
+        host, peer = self.hosts if role == "primary" else reversed(self.hosts)
         vm = self.primary_vm if role == "primary" else self.standby_vm
         pki = self.root / "pki"
         for name in ("run", "state"):

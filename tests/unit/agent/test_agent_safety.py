@@ -129,7 +129,7 @@ def test_discarded_former_primary_does_not_autostart_its_stale_disk(tmp_path):
     a = agent(tmp_path)
     m = managed(a, role="secondary", may_start=False, autostart=True)
     m._recover = False
-    asyncio.run(m.discard())
+    asyncio.run(m.discard(m.state.peer))
     assert a.host.autostart.get("v") is not True, "autostart of a stale disk turned on"
     assert hook(a, tmp_path), "the hook lets the discarded replica start"
 
@@ -203,7 +203,7 @@ def test_a_standby_that_takes_over_is_not_destroyed_by_a_request(tmp_path, reque
 
     async def run():
         with pytest.raises(KvmftError):
-            await (m.discard() if request_ == "discard" else m.prepare({}, "b"))
+            await (m.discard(m.state.peer) if request_ == "discard" else m.prepare({}, "b"))
 
     asyncio.run(run())
     assert a.host.destroyed == []
@@ -219,7 +219,7 @@ def test_a_standby_that_has_just_taken_over_becomes_primary_and_is_kept(tmp_path
             self.vm._outcome = ("activated", "x")
 
     m.worker = Late(m, "activated")
-    asyncio.run(m.discard())
+    asyncio.run(m.discard(m.state.peer))
     assert a.host.destroyed == [] and a.store.load("v").role == "primary"
 
 

@@ -208,3 +208,109 @@ def test_an_ack_of_a_checkpoint_never_taken_is_illegal() -> None:
     drive = Driver().to_protected()
     with pytest.raises(ev.IllegalEvent):
         drive(ev.Acked(9))
+
+
+def to_handing(drive: Driver) -> Driver:
+    """Protected, and stopped after the last checkpoint of a planned switchover."""
+    drive.to_protected()
+    drive(ev.SwitchAsked())
+    drive(ev.Captured(2, 0.003))
+    assert drive.machine.phase is Phase.HANDING
+    return drive
+
+
+def test_a_switchover_stops_after_one_last_checkpoint() -> None:
+    drive = Driver().to_protected()
+    assert drive(ev.SwitchAsked()) == ["Report", "TakeCheckpoint", "WakeAt"]
+    assert ev.TakeCheckpoint(2, last=True) in drive.all
+
+
+def test_a_switchover_waits_for_the_checkpoint_under_way() -> None:
+    drive = Driver().to_protected()
+    drive(ev.Tick(), after=0.02)
+    assert drive(ev.SwitchAsked()) == ["Report"]
+    assert drive(ev.Captured(2, 0.003)) == []
+    assert "TakeCheckpoint" in drive(ev.Acked(2))
+    assert drive.machine.phase is Phase.HANDING
+
+
+def test_the_secondary_is_told_only_when_it_holds_everything() -> None:
+    drive = to_handing(Driver())
+    assert not any(isinstance(each, ev.HandOver) for each in drive.all)
+    assert drive(ev.Acked(2)) == ["ReleaseOutput", "HandOver"]
+
+
+def test_a_relieved_primary_keeps_its_memory_and_never_runs_on() -> None:
+    drive = to_handing(Driver())
+    drive(ev.Acked(2))
+    assert drive(ev.Relieved()) == ["KeepMemory", "DropPeer", "Finish"]
+    assert drive.all[-1] == ev.Finish(ev.Outcome.HANDED_OVER, "the secondary runs the VM now")
+    assert not any(isinstance(each, ev.ResumeVm) for each in drive.all)
+
+
+@pytest.mark.parametrize(
+    "event", [ev.PeerLost(ev.Loss.REFUSED, "did not load"), ev.PeerLost(ev.Loss.SILENCE, "silent"),
+              ev.Failed("disk"), ev.StopAsked()],
+)  # fmt: skip
+def test_a_switchover_that_fails_goes_on_here_after_a_won_claim(event: ev.Event) -> None:
+    drive = to_handing(Driver())
+    assert "StartClaim" in drive(event)
+    assert not any(isinstance(each, ev.ResumeVm) for each in drive.all)
+    assert drive(ev.Claimed(won=True)) == ["ReleaseAll", "ResumeVm"]
+
+
+def test_a_switchover_without_an_answer_claims_after_a_bound() -> None:
+    drive = to_handing(Driver())
+    drive(ev.Acked(2))
+    assert drive(ev.Tick(), after=1.0) == ["WakeAt"]
+    assert "StartClaim" in drive(ev.Tick(), after=TUNING.switch_bound)
+    assert drive(ev.Claimed(won=False, reason="the secondary runs"))[0] == "KillVm"
+
+
+def test_a_lost_secondary_while_the_last_checkpoint_is_taken_resumes_after_the_claim() -> None:
+    drive = Driver().to_protected()
+    drive(ev.SwitchAsked())
+    drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    drive(ev.Captured(2, 0.003))
+    assert drive(ev.Claimed(won=True)) == ["ReleaseAll", "ResumeVm"]
+
+
+def test_only_a_protected_vm_can_be_switched() -> None:
+    drive = Driver().to_named()
+    with pytest.raises(ev.IllegalEvent):
+        drive(ev.SwitchAsked())
+    with pytest.raises(ev.IllegalEvent):
+        drive(ev.Relieved())
+
+
+def test_a_guest_that_powers_off_ends_the_pair_by_a_won_claim() -> None:
+    drive = Driver().to_protected()
+    assert drive(ev.VmDied("the guest powered off", powered_off=True)) == [
+        "Farewell", "DropPeer", "Report", "StartClaim", "WakeAt",
+    ]  # fmt: skip
+    assert ev.Farewell("the guest powered off") in drive.all
+    assert drive(ev.Tick(), after=TUNING.hold_bound + 1) == [], "there is nothing to pause"
+    assert drive(ev.Claimed(won=True)) == ["Report", "Finish"]
+    assert drive.all[-1] == ev.Finish(ev.Outcome.DETACHED, "the guest powered off")
+
+
+def test_a_guest_that_powered_off_while_its_secondary_took_over_is_fenced() -> None:
+    drive = Driver().to_protected()
+    drive(ev.VmDied("the guest powered off", powered_off=True))
+    assert drive(ev.Claimed(won=False, reason="the secondary runs")) == [
+        "DropPeer", "Report", "Finish",
+    ]  # fmt: skip
+    assert drive.all[-1] == ev.Finish(ev.Outcome.FENCED, "the secondary runs")
+
+
+def test_a_guest_that_powers_off_before_any_pair_needs_no_claim() -> None:
+    drive = Driver().to_first_checkpoint()
+    assert drive(ev.VmDied("off", powered_off=True)) == ["Farewell", "DropPeer", "Finish"]
+
+
+def test_a_guest_that_powers_off_while_its_secondary_is_being_left() -> None:
+    drive = Driver().to_protected()
+    drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    drive(ev.VmDied("off", powered_off=True))
+    assert drive(ev.Claimed(won=True)) == ["Report", "Finish"]
+    assert drive.all[-1] == ev.Finish(ev.Outcome.DETACHED, "off")

@@ -65,27 +65,66 @@ def test_an_incomplete_replica_never_claims() -> None:
 def test_silence_claims_at_once_and_a_win_activates_the_last_commit() -> None:
     drive = Driver().to_ready()
     drive.commit(2)
-    assert drive(ev.PeerLost(ev.Loss.SILENCE, "silent")) == ["DropPeer", "Report", "StartClaim"]
-    assert drive(ev.Claimed(won=True)) == ["DropPeer", "Activate"]
-    assert drive.all[-1] == ev.Activate(2)
+    assert drive(ev.PeerLost(ev.Loss.SILENCE, "silent")) == ["DropPeer", "Report", "Load"]
+    assert drive.all[-1] == ev.Load(2)
+    assert drive(ev.Loaded()) == ["StartClaim"]
+    assert drive(ev.Claimed(won=True)) == ["DropPeer", "Run"]
     assert drive(ev.Activated()) == ["Report", "Finish"]
 
 
-def test_activation_waits_until_the_commit_is_applied_whole() -> None:
+def test_loading_waits_until_the_commit_is_applied_whole() -> None:
     drive = Driver().to_ready()
     drive(ev.Staged(2))
     drive(ev.Committed(2))
+    assert drive(ev.PeerLost(ev.Loss.SILENCE, "silent")) == ["DropPeer", "Report"]
+    assert drive(ev.Applied(2)) == ["Load"]
+
+
+def test_a_commit_under_way_is_the_one_that_is_loaded() -> None:
+    drive = Driver().to_ready()
+    drive(ev.Staged(2))
+    assert "Load" not in drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    assert "Load" not in drive(ev.Committed(2))
+    drive(ev.Applied(2))
+    assert drive.all[-1] == ev.Load(2)
+
+
+def test_what_does_not_load_never_claims() -> None:
+    drive = Driver().to_ready()
     drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
-    assert drive(ev.Claimed(won=True)) == ["DropPeer"]
-    assert drive(ev.Applied(2)) == ["Activate"]
+    drive(ev.Failed("QEMU refused the device state"))
+    assert not any(isinstance(each, ev.StartClaim) for each in drive.all)
+
+
+def test_a_planned_switchover_relieves_the_primary_after_it_runs() -> None:
+    drive = Driver().to_ready()
+    assert drive(ev.ClaimAsked(planned=True)) == ["Report", "Load"]
+    assert drive(ev.Loaded()) == ["StartClaim"]
+    assert drive(ev.Claimed(won=True)) == ["Run"], "the link is needed for the relief"
+    assert drive(ev.Activated()) == ["SendRelief", "Report", "Finish"]
+
+
+def test_a_stop_by_the_agent_is_obeyed_only_while_no_claim_can_be_under_way() -> None:
+    drive = Driver().to_ready()
+    drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    for event in (ev.StopAsked(), ev.Loaded(), ev.StopAsked(), ev.Claimed(won=True)):
+        assert "Discard" not in drive(event)
+    assert "Discard" not in drive(ev.StopAsked())
+    assert "Discard" in Driver().to_ready()(ev.StopAsked())
+
+
+def test_a_worker_killed_after_its_claim_was_won_goes_on_where_qemu_is() -> None:
+    assert Driver()(ev.Recovered(7, ev.Stage.RUNNING)) == ["Report", "Finish"]
+    drive = Driver()
+    assert drive(ev.Recovered(7, ev.Stage.LOADED)) == ["Report", "StartClaim"]
+    assert drive(ev.Claimed(won=True)) == ["DropPeer", "Run"]
 
 
 def test_a_checkpoint_that_was_not_committed_is_not_activated() -> None:
     drive = Driver().to_ready()
     drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    assert drive.all[-1] == ev.Load(1)
     assert drive(ev.Staged(2)) == []
-    drive(ev.Claimed(won=True))
-    assert drive.all[-1] == ev.Activate(1)
 
 
 def test_a_closed_connection_gives_the_agent_time_and_then_claims() -> None:
@@ -93,56 +132,58 @@ def test_a_closed_connection_gives_the_agent_time_and_then_claims() -> None:
     drive(ev.PeerLost(ev.Loss.CLOSED, "reset"))
     assert drive.machine.phase is StandbyPhase.WAITING
     assert drive(ev.Tick(), after=1.0) == []
-    assert "StartClaim" in drive(ev.Tick(), after=3.1)
+    assert "Load" in drive(ev.Tick(), after=3.1)
 
 
 def test_a_lost_claim_discards_the_replica() -> None:
     drive = Driver().to_ready()
     drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    drive(ev.Loaded())
     effects = drive(ev.Claimed(won=False, reason="the primary went solo"))
     assert effects == ["DropPeer", "Discard", "Report", "Finish"]
-    assert not any(isinstance(each, ev.Activate) for each in drive.all)
+    assert not any(isinstance(each, ev.Run) for each in drive.all)
 
 
 def test_a_refusing_primary_ends_the_standby_without_a_claim() -> None:
     drive = Driver().to_ready()
     effects = drive(ev.PeerLost(ev.Loss.REFUSED, "turned off on request"))
-    assert "StartClaim" not in effects and "Discard" in effects
+    assert "Load" not in effects and "Discard" in effects
 
 
 def test_a_farewell_that_hands_over_claims_at_once() -> None:
     drive = Driver().to_ready()
-    assert "StartClaim" in drive(ev.PeerLost(ev.Loss.FAREWELL, "QEMU died"))
+    assert "Load" in drive(ev.PeerLost(ev.Loss.FAREWELL, "QEMU died"))
 
 
 def test_recovery_applies_the_journal_again_before_any_claim() -> None:
     drive = Driver()
     assert drive(ev.Recovered(7)) == ["Apply", "WakeAt"]
     drive(ev.Applied(7))
-    assert "StartClaim" in drive(ev.Tick(), after=4.1)
-    drive(ev.Claimed(won=True))
-    assert drive.all[-1] == ev.Activate(7)
+    assert "Load" in drive(ev.Tick(), after=4.1)
+    assert drive.all[-1] == ev.Load(7)
 
 
 def test_a_person_may_order_it_only_when_a_commit_exists() -> None:
     drive = Driver()
     with pytest.raises(ev.IllegalEvent):
         drive(ev.ClaimAsked())
-    assert "StartClaim" in Driver().to_ready()(ev.ClaimAsked())
+    assert "Load" in Driver().to_ready()(ev.ClaimAsked())
 
 
 def test_an_ordered_failover_keeps_the_link_until_the_verdict() -> None:
     drive = Driver().to_ready()
     assert "DropPeer" not in drive(ev.ClaimAsked())
     assert drive(ev.Staged(2)) == [], "and acknowledges nothing any more"
-    assert drive(ev.Claimed(won=True)) == ["DropPeer", "Activate"]
+    assert "DropPeer" not in drive(ev.Loaded())
+    assert drive(ev.Claimed(won=True)) == ["DropPeer", "Run"]
 
 
 def test_a_halted_claim_keeps_the_replica_for_a_person() -> None:
     drive = Driver().to_ready()
     drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    drive(ev.Loaded())
     effects = drive(ev.Claimed(won=False, halted=True, reason="the record is gone"))
-    assert "Discard" not in effects and "Activate" not in effects
+    assert "Discard" not in effects and "Run" not in effects
 
 
 @pytest.mark.parametrize("event", [ev.Staged(3), ev.Claimed(won=True), ev.Welcomed()])

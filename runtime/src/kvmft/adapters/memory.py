@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from kvmft.adapters import inject, linux
+from kvmft.adapters.digests import runs_of
 from kvmft.adapters.pagemap import Pagemap
+from kvmft.adapters.sparse import data_extents
 from kvmft.adapters.userfault import Userfault
 from kvmft.errors import KvmftError
 
@@ -62,9 +63,16 @@ def hash_pages(data: memoryview | bytearray | np.ndarray) -> np.ndarray:
 def drop_zero_pages(table: np.ndarray, data: memoryview) -> tuple[np.ndarray, memoryview]:
     """Leave out the pages that are all zero: the table and data of the others."""
     pages = np.frombuffer(data, dtype=np.uint64).reshape(-1, _WORDS)
-    keep = pages.any(axis=1)
+    return keep_pages(table, data, pages.any(axis=1))
+
+
+def keep_pages(
+    table: np.ndarray, data: memoryview, keep: np.ndarray
+) -> tuple[np.ndarray, memoryview]:
+    """The table and data of those pages, in order, for which `keep` (bool, one a page) is true."""
     if keep.all():
         return table, data
+    pages = np.frombuffer(data, dtype=np.uint64).reshape(-1, _WORDS)
     counts = (table[:, 2] // linux.PAGE).astype(np.int64)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     step = (np.arange(len(pages)) - first).astype(np.uint64) * np.uint64(linux.PAGE)
@@ -78,21 +86,6 @@ def drop_zero_pages(table: np.ndarray, data: memoryview) -> tuple[np.ndarray, me
     lengths = np.diff(np.append(at, len(blocks))).astype(np.uint64) * np.uint64(linux.PAGE)
     kept = np.column_stack((blocks[at], offsets[at], lengths))
     return kept, memoryview(np.ascontiguousarray(pages[keep])).cast("B")
-
-
-def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """The extents [start, end) of a memfd that have memory behind them."""
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(descriptor, position, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole up to the end
-            return
-        if start >= size:
-            return
-        end = min(size, os.lseek(descriptor, start, os.SEEK_HOLE))
-        yield start, end
-        position = end
 
 
 class GuestMemory:
@@ -131,6 +124,43 @@ class GuestMemory:
         finally:
             self._userfault.close()
             self._pagemap.close()
+
+    def with_pages(self, ranges: np.ndarray, index: int, numbers: np.ndarray) -> np.ndarray:
+        """`ranges` and, besides, the pages `numbers` of block `index`; in order of address."""
+        block = self.blocks[index]
+        inside = (ranges[:, 0] >= block.hva) & (ranges[:, 0] < block.hva + block.size)
+        wanted = np.zeros(block.size // linux.PAGE, dtype=bool)
+        for start, end in ((ranges[inside] - np.uint64(block.hva)) // linux.PAGE).tolist():
+            wanted[int(start) : int(end)] = True
+        wanted[numbers] = True
+        rows = [
+            (block.hva + first * linux.PAGE, block.hva + end * linux.PAGE)
+            for first, end in runs_of(np.flatnonzero(wanted))
+        ]
+        mine = np.array(rows, dtype=np.uint64).reshape(-1, 2)
+        result = np.concatenate([ranges[~inside], mine])
+        return np.asarray(result[np.argsort(result[:, 0])])
+
+    def keep(self, name: str = "kvmft-base") -> list[tuple[RamBlock, int]]:
+        """Every block's content as an open memfd that outlives QEMU, which must be stopped.
+
+        Shared memory is kept as it is; private memory is copied (so it takes its size once more).
+        """
+        kept: list[tuple[RamBlock, int]] = []
+        populated = self.populated()
+        for block in self.blocks:
+            if block.memfd_path is not None:
+                kept.append((block, os.open(block.memfd_path, os.O_RDWR | os.O_CLOEXEC)))
+                continue
+            descriptor = os.memfd_create(name)
+            os.ftruncate(descriptor, block.size)
+            inside = (populated[:, 0] >= block.hva) & (populated[:, 0] < block.hva + block.size)
+            for start, end in _split(populated[inside], _HASH_CHUNK).tolist():
+                buffer = bytearray(end - start)
+                self.read(np.array([[start, end]], dtype=np.uint64), memoryview(buffer))
+                os.pwrite(descriptor, buffer, start - block.hva)
+            kept.append((block, descriptor))
+        return kept
 
     def populated(self) -> np.ndarray:
         """Ranges that may hold something other than zeros."""
@@ -280,6 +310,18 @@ class StandbyMemory:
                 view = self._areas[index][start:stop]
                 hashes[start // linux.PAGE : stop // linux.PAGE] = hash_pages(view)
         return hashes
+
+    def fill(self, index: int, start: int, data: memoryview) -> None:
+        """Write `data` at offset `start` of block `index`; it must fit (a base of ours, not input)."""
+        self._areas[index][start : start + len(data)] = data
+
+    def extents(self, index: int) -> list[tuple[int, int]]:
+        """The extents [start, end) of block `index` that have memory behind them."""
+        return list(data_extents(self._descriptors[index], self.blocks[index].size))
+
+    def view(self, index: int, start: int, end: int) -> memoryview:
+        """The bytes [start, end) of block `index`."""
+        return self._areas[index][start:end]
 
     def close(self) -> None:
         """Let go of the memory; the standby keeps it."""

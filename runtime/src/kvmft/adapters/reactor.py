@@ -43,7 +43,7 @@ class Reactor:
         self._order = itertools.count()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._running = False
+        self._running = True
         self.add(self._wake, READ, self._drain_inbox)
 
     @staticmethod
@@ -121,8 +121,7 @@ class Reactor:
         return True
 
     def run(self) -> None:
-        """Run until `stop()`."""
-        self._running = True
+        """Run until `stop()`, which may have been called already."""
         while self._running:
             self.step()
 

@@ -17,6 +17,7 @@ DEFAULTS = {
     "detection_ms": 300,
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
+    "sync_mib_s": 0,
 }
 KEYS = (
     "cluster_id", "host", "storage_pool", "addresses", "peers", "ft_port", "ft_log_ports", "tls",
@@ -27,7 +28,8 @@ NETWORKS = ("management", "ft", "migration")
 
 @dataclass(frozen=True)
 class Config:
-    """The agent's configuration. `options` are the defaults of ft_vm's options (milliseconds)."""
+    """The agent's configuration. `options` are the defaults of ft_vm's options: times in
+    milliseconds, and `sync_mib_s`, the bound of a sync in MiB per second (0: none)."""
 
     cluster_id: str
     host: str
@@ -74,16 +76,17 @@ def _port(value: Any, path: str) -> int:
 
 
 def check_options(value: Any, path: str) -> dict[str, float]:
-    """Validate options of a VM: known names, positive numbers of milliseconds."""
+    """Validate options of a VM: known names, and numbers of milliseconds (`sync_mib_s`: MiB/s)."""
     if not isinstance(value, dict):
         raise _wrong(path, value, "a mapping")
     for name, number in value.items():
         if name not in DEFAULTS:
             raise _wrong(f"{path}.{name}", number, f"one of the options {', '.join(DEFAULTS)}")
+        unit, least = ("MiB/s", 0) if name == "sync_mib_s" else ("milliseconds", 1)
         if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise _wrong(f"{path}.{name}", number, "a number of milliseconds")
-        if not 1 <= number <= 600_000:
-            raise _wrong(f"{path}.{name}", number, "between 1 and 600000 milliseconds")
+            raise _wrong(f"{path}.{name}", number, f"a number of {unit}")
+        if not least <= number <= 600_000:
+            raise _wrong(f"{path}.{name}", number, f"between {least} and 600000 {unit}")
     return dict(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -244,6 +245,10 @@ class Host:
             os.unlink(token)
         return self._pid(domain.name), os.path.join(QMP_DIRECTORY, monitor), local
 
+    def kill(self, vm: str) -> None:
+        """Kill the QEMU of `vm`, as a crash would end it."""
+        os.kill(self._pid(vm), signal.SIGKILL)
+
     def destroy(self, vm: str) -> None:
         """Make sure that no QEMU of `vm` runs here; KvmftError when that is not certain."""
         import libvirt
@@ -263,6 +268,16 @@ class Host:
                 raise KvmftError("destroy", f"VM {vm} cannot be stopped here: {error}.",
                                  f"Stop it by hand: virsh destroy {vm}.") from error  # fmt: skip
 
+    def start(self, vm: str) -> None:
+        """Start a defined VM from its disk."""
+        import libvirt
+
+        try:
+            self._lookup(vm).create()
+        except libvirt.libvirtError as error:
+            raise KvmftError("start", f"VM {vm} does not start: {error}.",
+                             "See /var/log/libvirt/qemu on this host.") from error  # fmt: skip
+
     def define_activated(self, vm: str) -> None:
         """Keep the activated standby as an ordinary, defined domain."""
         import libvirt
@@ -279,6 +294,12 @@ def replica_path(disk: dict[str, Any], vm: str, pool: str) -> str:
     if os.path.isdir(os.path.dirname(path)):
         return path
     return os.path.join(pool, f"{vm}-{disk['target']}.raw")
+
+
+def boot_id() -> str:
+    """What the kernel calls this boot; another one after every restart of the host."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def available_memory() -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from kvmft.adapters.ftlog import context
 from kvmft.agent.config import Config
-from kvmft.agent.lines import MAX_LINE, Handler, call, serve
+from kvmft.agent.lines import MAX_LINE, call, serve
 from kvmft.errors import KvmftError
 
 CONNECT_TIMEOUT = 3.0
 CALL_TIMEOUT = 60.0
+PeerHandler = Callable[[str, str, dict[str, Any]], Awaitable[Any]]
+"""Answers a request: caller, operation, arguments."""
 
 
 def _names(writer: asyncio.StreamWriter) -> set[str]:
@@ -26,14 +30,16 @@ class Peers:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    async def listen(self, handler: Handler) -> asyncio.Server:
-        """Answer other agents on the FT address. A stranger is closed without a byte."""
+    async def listen(self, handler: PeerHandler) -> asyncio.Server:
+        """Answer other agents on the FT address; `handler` gets the caller's name, as its
+        certificate proves it. A stranger is closed without a byte."""
 
         async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if not _names(writer) & set(self._config.peers):
+            callers = _names(writer) & set(self._config.peers)
+            if len(callers) != 1:
                 writer.close()
                 return
-            await serve(reader, writer, handler)
+            await serve(reader, writer, partial(handler, callers.pop()))
 
         tls = context(self._config.tls, server=True)
         address = self._config.addresses["ft"]

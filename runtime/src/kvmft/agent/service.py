@@ -7,6 +7,7 @@ import grp
 import os
 import platform
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 from kvmft import __version__
@@ -14,12 +15,14 @@ from kvmft.adapters.etcd import Etcd, config_of
 from kvmft.agent import doctor
 from kvmft.agent.config import Config, check_options
 from kvmft.agent.events import EventLog
-from kvmft.agent.host import Host
+from kvmft.agent.host import Host, available_memory
 from kvmft.agent.lines import MAX_LINE, serve
 from kvmft.agent.peers import Peers
+from kvmft.agent.placement import ask_all, choose, permitted
+from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import Store, VmState
 from kvmft.agent.vm import ManagedVm
-from kvmft.core.domain import compliance
+from kvmft.core.domain import compliance, describe
 from kvmft.errors import KvmftError
 
 SOCKET = "/run/kvmft/control.sock"
@@ -124,13 +127,6 @@ class Agent:
                 self.events.add(vm.state.vm, "failed", str(error))
         self.events.add(vm.state.vm, "state", "fault tolerance is off", state="disabled")
 
-    def choose_peer(self, wanted: str) -> str:
-        """The host for the secondary: the wanted one, or the first other host."""
-        if wanted and wanted not in self.config.peers:
-            raise KvmftError("peer_unknown", f"Host {wanted} is not in this cluster.",
-                             f"Known: {', '.join(sorted(self.config.peers))}.")  # fmt: skip
-        return wanted or sorted(self.config.peers)[0]
-
     async def probe_arbiter(self) -> None:
         """Ask the arbiter for its version and let it prove that it compares."""
         if self.config.arbiter["type"] == "none":
@@ -165,6 +161,10 @@ class Agent:
                 return await self._stop(_name(args), "suspended", bool(args.get("check")))
             case "vm_resume":
                 return await self._enable(_name(args), args)
+            case "vm_move_secondary":
+                return await self._move_secondary(_name(args), args)
+            case "vm_restart_secondary":
+                return await self._restart_secondary(_name(args), args)
             case "vm_failover":
                 return await self._failover(_name(args), args)
             case "vm_audit":
@@ -200,7 +200,9 @@ class Agent:
             "arbiter": {"type": self.config.arbiter["type"], "ok": self.arbiter_ok},
         }  # fmt: skip
 
-    async def _findings(self, vm: str) -> list[KvmftError]:
+    async def _findings(
+        self, vm: str, preferred: str = "", allowed: Sequence[str] = ()
+    ) -> list[KvmftError]:
         """Every reason against protecting `vm`, found without changing anything."""
         found = await asyncio.to_thread(self.host.find, vm)
         reasons = compliance(found.xml, found.snapshots)
@@ -210,16 +212,20 @@ class Agent:
             reasons.append(KvmftError(
                 "no_arbiter", f"Nobody could decide who runs: {self.arbiter_reason}",
                 "Bring the arbiter up; without one there is no failover."))  # fmt: skip
-        for peer in sorted(self.config.peers):
-            try:
-                await self.peers.call(peer, "peer_ping")
-            except KvmftError as error:
-                reasons.append(error)
+        try:
+            disks = await asyncio.to_thread(self.host.disk_sizes, vm, found.domain)
+            hosts = permitted(self.config.peers, allowed)
+            offers = await ask_all(self.peers, hosts, vm=vm, xml=found.xml, disks=disks)
+            choose(offers, preferred, vm)
+        except KvmftError as error:
+            reasons += error.reasons or [error]
         return reasons
 
     async def _enable(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
         options = check_options(args.get("options") or {}, "options")
         wanted = str(args.get("secondary") or "")
+        allowed = _hosts(args.get("allowed_hosts"))
+        permitted(self.config.peers, [wanted, *(allowed or [])] if wanted else allowed or [])
         known = self._vms.get(vm)
         if known is not None and known.state.role == "secondary":
             raise KvmftError("runs_elsewhere", f"VM {vm} runs on {known.state.peer}; its secondary "
@@ -229,6 +235,8 @@ class Agent:
             or known.state.desired != "enabled"
             or known.state.role == "stale"
             or (bool(options) and options != known.state.options)
+            or (allowed is not None and allowed != known.state.allowed)
+            or bool(wanted and wanted != known.state.peer)
         )
         if not changed:
             return {"changed": False, "status": await self._status(vm)}
@@ -237,25 +245,32 @@ class Agent:
                 "stale", f"What {self.config.host} has of VM {vm} is of the past.",
                 f"Turn it on where it runs, probably {known.state.peer}.",
             )  # fmt: skip
-        reasons = await self._findings(vm)
+        permits = allowed if allowed is not None else known.state.allowed if known else []
+        reasons = await self._findings(vm, wanted, [wanted] if wanted else permits)
         if reasons:
             raise KvmftError("not_compliant", f"VM {vm} cannot be protected now: "
                              + " ".join(str(each) for each in reasons),
                              "Mend every reason; the VM was not touched.", reasons)  # fmt: skip
-        peer = self.choose_peer(wanted)
         if args.get("check"):
             return {"changed": True, "status": await self._status(vm)}
         if known is None:
             found = await asyncio.to_thread(self.host.find, vm)
-            state = VmState(vm, found.domain.uuid, peer=peer, options=options)
+            state = VmState(vm, found.domain.uuid, peer=wanted, options=options)
             state.autostart = await asyncio.to_thread(self.host.set_autostart, vm, False)
             known = self._vms[vm] = ManagedVm(self, state)
             known.shown = ("starting", "turned on")
         known.state.desired = "enabled"
         if options:
             known.state.options = options
+        if allowed is not None:
+            known.state.allowed = allowed
         self.store.save(known.state)
-        self.events.add(vm, "enabled", f"turned on, secondary on {peer}")
+        self.events.add(vm, "enabled", "turned on")
+        if wanted and wanted != known.state.peer and known.protects:
+            await known.move_secondary(wanted)
+        elif wanted:
+            known.state.peer = wanted
+            self.store.save(known.state)
         asyncio.create_task(known.reconcile())
         return {"changed": True, "status": await self._status(vm)}
 
@@ -290,19 +305,59 @@ class Agent:
         if mode not in ("unplanned", "planned", "test"):
             raise KvmftError("failover_mode", f"Failover mode {mode!r} is unknown.",
                              "Use unplanned, planned or test.")  # fmt: skip
-        if mode != "unplanned":
-            raise KvmftError("not_offered", f"This version does not offer {mode} failovers yet.",
-                             "Use mode unplanned, or wait for the next release.")  # fmt: skip
+        if mode == "test":
+            raise KvmftError("not_offered", "This version does not offer test failovers yet.",
+                             "Use mode planned or unplanned.")  # fmt: skip
         state = known.state
         where = self.config.host if state.role == "primary" else state.peer
         if target == where:
             return {"changed": False, "status": await self._status(vm)}
+        other = state.peer if state.role == "primary" else self.config.host
+        if target and target != other:
+            raise KvmftError(
+                "not_the_secondary", f"The secondary of VM {vm} is on {other or 'no host'}, not on "
+                f"{target}.", f"Move it there first: kvmft secondary move {vm} {target}.",
+            )  # fmt: skip
         if not args.get("check"):
-            if state.role == "secondary":
-                known.claim()
-            else:
-                await self.peers.call(state.peer, "peer_claim", vm=vm)
+            await (self._switch if mode == "planned" else self._take_over)(known)
         return {"changed": True, "status": await self._status(vm)}
+
+    async def _switch(self, known: ManagedVm) -> None:
+        if known.state.role == "primary":
+            await known.switch()
+        else:
+            await self.peers.call(known.state.peer, "peer_switch", vm=known.state.vm)
+
+    async def _take_over(self, known: ManagedVm) -> None:
+        if known.state.role == "secondary":
+            known.claim()
+        else:
+            await self.peers.call(known.state.peer, "peer_claim", vm=known.state.vm)
+
+    async def _move_secondary(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
+        known, target = self._primary_of(vm), str(args.get("target") or "")
+        permitted(self.config.peers, [target])
+        changed = known.state.peer != target
+        if changed and not args.get("check"):
+            await known.move_secondary(target)
+        return {"changed": changed, "status": await self._status(vm)}
+
+    async def _restart_secondary(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
+        """A test: the standby's QEMU is killed, and protection has to come back by itself."""
+        known = self._primary_of(vm)
+        if known.shown[0] != "protected":
+            raise KvmftError("not_protected", f"VM {vm} is {known.shown[0]} ({known.shown[1]}).",
+                             "Wait for `protected`.")  # fmt: skip
+        if not args.get("check"):
+            await self.peers.call(known.state.peer, "standby_kill", vm=vm)
+        return {"changed": True, "status": await self._status(vm)}
+
+    def _primary_of(self, vm: str) -> ManagedVm:
+        known = self._known(vm)
+        if known.state.role != "primary":
+            raise KvmftError("runs_elsewhere", f"VM {vm} runs on {known.state.peer}.",
+                             f"Ask {known.state.peer}.")  # fmt: skip
+        return known
 
     async def _host_info(self) -> dict[str, Any]:
         versions = await asyncio.to_thread(self.host.versions)
@@ -324,7 +379,7 @@ class Agent:
 
     # -- requests of other agents -------------------------------------------------------------------
 
-    async def _peer_request(self, op: str, args: dict[str, Any]) -> Any:
+    async def _peer_request(self, caller: str, op: str, args: dict[str, Any]) -> Any:
         match op:
             case "peer_ping":
                 return {"host": self.config.host, "version": __version__}
@@ -333,17 +388,37 @@ class Agent:
             case "peer_claim":
                 self._known(_name(args)).claim()
                 return {}
+            case "peer_switch":
+                await self._primary_of(_name(args)).switch()
+                return {}
+            case "standby_admit":
+                return await self._standby_admit(args)
             case "standby_prepare":
-                return {"port": await self._standby_prepare(args)}
+                return {"port": await self._standby_prepare(caller, args)}
+            case "standby_kill":
+                self._known(_name(args)).kill_standby()
+                return {}
             case "standby_discard":
                 known = self._vms.get(_name(args))
                 if known is not None and known.state.role != "primary":
-                    await known.discard()
+                    await known.discard(caller)
                 return {}
         raise KvmftError("unknown_op", f"The agent does not know the request {op!r}.",
                          "Both hosts need the same kvmft version.")  # fmt: skip
 
-    async def _standby_prepare(self, args: dict[str, Any]) -> int:
+    async def _standby_admit(self, args: dict[str, Any]) -> dict[str, Any]:
+        """What this host lacks for the standby of a VM; nothing is changed."""
+        vm = _name(args)
+        known = self._vms.get(vm)
+        replicas = Replicas(os.path.join(self.store.root, vm))
+        disks = {disk["path"] for disk in known.state.disks} if known else set()
+        lacking = await asyncio.to_thread(
+            self.host.admit, describe(args["xml"]), args["disks"], self.config.storage_pool,
+            lambda path: replicas.owns(path) or path in disks,
+        )  # fmt: skip
+        return {"memory": available_memory(), "lacking": [error.to_dict() for error in lacking]}
+
+    async def _standby_prepare(self, caller: str, args: dict[str, Any]) -> int:
         vm = _name(args)
         versions = await asyncio.to_thread(self.host.versions)
         if versions["qemu"] != args["qemu_version"]:
@@ -359,8 +434,6 @@ class Agent:
                 raise KvmftError("runs_here", f"A VM {vm} runs on {self.config.host} already.",
                                  "Rename or stop one of the two.")  # fmt: skip
             known = self._vms[vm] = ManagedVm(self, VmState(vm, args["uuid"], role="stale"))
-        peers = sorted(self.config.peers)
-        caller = str(args.get("from") or (peers[0] if len(peers) == 1 else ""))
         return await known.prepare(args, caller)
 
 
@@ -369,3 +442,12 @@ def _name(args: dict[str, Any]) -> str:
     if not isinstance(name, str) or not name:
         raise KvmftError("bad_request", "The request names no VM.", 'Give "vm".')
     return name
+
+
+def _hosts(value: Any) -> list[str] | None:
+    """A list of host names, or None where none was given."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise KvmftError("bad_request", f"allowed_hosts is {value!r}.", "Give a list of host names.")
+    return sorted(value)

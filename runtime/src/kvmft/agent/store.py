@@ -19,7 +19,9 @@ class VmState:
 
     `role`: primary (it runs here), secondary (its standby is here), stale (the disks here are of
     the past; they never start). `may_start`: libvirt may start the VM here (I5); false from the
-    moment a secondary could take over. `disks` are rows of target, path, size (bytes).
+    moment a secondary could take over. `running`: it ran here when last seen, so that it is to run
+    again after a power cut; `boot` is the host's boot of that time. `allowed`: hosts on which the
+    secondary may be (none: all). `disks` are rows of target, path, size (bytes).
     """
 
     vm: str
@@ -30,6 +32,9 @@ class VmState:
     options: dict[str, float] = field(default_factory=dict)
     may_start: bool = True
     autostart: bool = False
+    running: bool = False
+    boot: str = ""
+    allowed: list[str] = field(default_factory=list)
     session: str = ""
     machine: str = ""
     own_monitor: str | None = None

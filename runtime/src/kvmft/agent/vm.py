@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvmft.adapters.arbiter_client import claims_path
 from kvmft.adapters.durable import remove_durably
-from kvmft.agent.host import RUN_DIRECTORY, Found
+from kvmft.agent.host import RUN_DIRECTORY, Found, boot_id
+from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import VmState
 from kvmft.agent.workers import WorkerProcess
@@ -31,9 +32,17 @@ RETRY = 3.0
 LISTEN_TIMEOUT = 20.0
 LEAVE_TIMEOUT = 30.0
 """Seconds that turning off waits for the worker, which may have to ask the arbiter."""
+SWITCH_TIMEOUT = 30.0
+HALTED_RETRY = 30.0
+"""Seconds until the arbiter is asked again after an answer that a person must look into."""
+TAKEOVER_TIME = 20.0
+"""Seconds that a secondary has to take over before a VM that ended here claims to start again."""
+KEEP_MEMORY = 300.0
+"""Seconds that the memory of a VM that was handed over waits for its new standby."""
 FIGURES = (
     "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
     "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
+    "sync",
 )  # fmt: skip
 
 
@@ -51,10 +60,16 @@ class ManagedVm:
         self._not_before = 0.0
         self._fence_due = False
         self._settling = False
+        self._worker_role = ""
         self._worker_has_peer = False
         self._listening: asyncio.Future[int] | None = None
         self._audits: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._outcome: tuple[str, str] | None = None
+        self._switch: asyncio.Future[None] | None = None
+        self._keeper: WorkerProcess | None = None
+        self._base: dict[str, Any] | None = None
+        self._base_until = 0.0
+        self._off_since: float | None = None
         # A state that was read from disk may be of an agent that died in the middle of things.
         self._regain = state.role == "primary" and not state.may_start
         self._recover = state.role == "secondary"
@@ -89,18 +104,24 @@ class ManagedVm:
 
     async def _step(self) -> None:
         state = self.state
-        if self.worker is not None:
-            return
+        if self._keeper is not None and time.monotonic() > self._base_until:
+            await self._let_memory_go()
+        if self.worker is not None or self._agent.managed(state.vm) is not self:
+            return  # busy, or forgotten meanwhile
         if self._fence_due:
             await self._fence()
             return
         if state.role == "secondary" and self._recover:
             await self._recover_secondary()
+        elif state.role == "stale":
+            await self._keep_off()
         elif state.role == "primary":
             running = await asyncio.to_thread(self._agent.host.is_running, state.vm)
             if not running:
-                self._primary_is_off()
-            elif self._regain:
+                await self._primary_is_off()
+                return
+            self._seen_running()
+            if self._regain:
                 await self._start_primary(None, None)
             elif state.desired == "enabled":
                 await self._pair()
@@ -109,15 +130,55 @@ class ManagedVm:
             else:
                 self._show("suspended", "suspended on request")
 
-    def _primary_is_off(self) -> None:
-        if self.state.may_start:
-            self._show("need_secondary", "the VM is off")
-            return
-        # It ran with a secondary that may have taken over: what lies here is of the past.
-        self.state.role = "stale"
+    async def _keep_off(self) -> None:
+        """What is stale never runs (I5): an agent killed while it fenced left its VM."""
+        if await asyncio.to_thread(self._agent.host.is_running, self.state.vm):
+            self._agent.events.add(self.state.vm, "fenced", "a stale instance ran here")
+            await self._fence()
+
+    def _seen_running(self) -> None:
+        state, boot = self.state, boot_id()
+        self._off_since = None
+        if not state.running or state.boot != boot:
+            state.running, state.boot = True, boot
+            self._save()
+
+    async def _primary_is_off(self) -> None:
+        """Off by itself, or after a power cut, or because its QEMU died: only the first is final."""
+        state = self.state
+        now, rebooted = time.monotonic(), state.boot != boot_id()
+        if self._off_since is None:
+            self._off_since = now
+        if state.may_start and not (state.running and rebooted):
+            if state.running:
+                state.running = False
+                self._save()
+            if state.desired == "disabled":
+                await self._let_go()
+                return
+            self._show("need_secondary", "the VM is off; protection begins when it is started")
+        elif state.may_start:
+            await self._boot("this host alone had the right to run it before the power cut")
+        elif rebooted or now >= self._off_since + TAKEOVER_TIME:
+            await self._claim_to_start()
+        else:
+            self._show("failing_over", f"the VM ended here; {state.peer} may be taking over")
+
+    async def _claim_to_start(self) -> None:
+        """It ran with a secondary that may have taken over: the arbiter says whether it did."""
+        state = self.state
+        self._show("failing_over", "asks the arbiter whether the VM may start here again")
+        config = {**self._common("claim", state.peer), "qemu_pid": 0, "machine": "", "disks": []}
+        await self._launch(config)
+
+    async def _boot(self, reason: str) -> None:
+        """Start the VM from this host's disk, by right."""
+        state = self.state
+        state.boot, state.running = boot_id(), True
         self._save()
-        self._show("fenced", "the VM is not running here and its secondary may have taken over; "
-                             "it is protected again from where it runs")  # fmt: skip
+        self._agent.events.add(state.vm, "cold_boot", reason)
+        await asyncio.to_thread(self._agent.host.start, state.vm)
+        self._show("need_secondary", f"started again from its disk: {reason}")
 
     def _later(self, seconds: float = RETRY) -> None:
         self._not_before = time.monotonic() + seconds
@@ -134,13 +195,13 @@ class ManagedVm:
 
     async def _pair(self) -> None:
         state = self.state
-        peer = self._agent.choose_peer(state.peer)
         found = await asyncio.to_thread(self._agent.host.find, state.vm)
         reasons = compliance(found.xml, found.snapshots)
         if reasons:
             raise KvmftError("not_compliant", f"VM {state.vm} cannot be protected.",
                              "Mend every reason.", reasons)  # fmt: skip
         disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
+        peer = await self._place(found, disks)
         session = secrets.token_hex(16)
         versions = await asyncio.to_thread(self._agent.host.versions)
         if self.shown[0] != "starting":
@@ -149,19 +210,34 @@ class ManagedVm:
             peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
             disks=disks, qemu_version=versions["qemu"], machine=found.domain.machine,
             session=session, options=state.options, nics=_nics(found), autostart=state.autostart,
-            **{"from": self._agent.config.host},
+            allowed=self._allowed_there(peer),
         )  # fmt: skip
         state.peer, state.session = peer, session
         state.may_start = False
         self._save()
         await self._start_primary(found, int(answer["port"]))
 
+    async def _place(self, found: Found, disks: list[dict[str, Any]]) -> str:
+        """The host for the secondary: where it was, while that host can take it."""
+        state = self.state
+        hosts = permitted(self._agent.config.peers, state.allowed)
+        offers = await ask_all(self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks)
+        peer = choose(offers, state.peer, state.vm)
+        if state.peer and state.peer != peer:
+            self._agent.events.add(state.vm, "placed", f"{state.peer} cannot take it; {peer} can")
+        return peer
+
+    def _allowed_there(self, peer: str) -> list[str]:
+        """The permitted hosts as `peer` has to see them once it runs the VM: this host, not itself."""
+        allowed = self.state.allowed
+        return [*(each for each in allowed if each != peer), self._agent.config.host] if allowed else []
+
     async def _start_primary(self, found: Found | None, port: int | None) -> None:
         state, agent = self.state, self._agent
         if found is None:
             found = await asyncio.to_thread(agent.host.find, state.vm)
         disks = await asyncio.to_thread(agent.host.disk_sizes, state.vm, found.domain)
-        peer = state.peer or agent.choose_peer("")
+        peer = state.peer or sorted(agent.config.peers)[0]
         self.accelerator = found.domain.accelerator
         self._worker_has_peer = port is not None
         config = {
@@ -205,6 +281,7 @@ class ManagedVm:
         state.role, state.peer, state.session = "secondary", peer, request["session"]
         state.desired, state.may_start = "enabled", False
         state.autostart = bool(request.get("autostart"))
+        state.allowed = list(request.get("allowed") or [])
         state.options, state.machine = request["options"], request["machine"]
         state.uuid, state.nics = request["uuid"], request["nics"]
         self._save()
@@ -219,7 +296,8 @@ class ManagedVm:
         self._listening = asyncio.get_running_loop().create_future()
         self.accelerator = domain.accelerator
         try:
-            await self._launch(self._secondary_config(pid, resume=False))
+            config = self._secondary_config(pid, resume=False)
+            await self._launch({**config, "base": self._base} if self._base else config)
             return await asyncio.wait_for(self._listening, LISTEN_TIMEOUT)
         except TimeoutError:
             raise KvmftError("standby_worker", "The standby's worker did not get ready.",
@@ -253,13 +331,16 @@ class ManagedVm:
             return
         await self._launch(self._secondary_config(found.pid, resume=True))
 
-    async def discard(self) -> None:
-        """The primary turned FT off: let the standby go.
+    async def discard(self, caller: str) -> None:
+        """The primary on `caller` turned FT off or moved its secondary: let the standby go.
 
         Where libvirt has a definition of the VM (this host ran it once), its disks here are of the
         past and the definition would start them: the hook's guard stays, as `stale` (I5).
         """
         async with self._turn():
+            if self.state.peer not in ("", caller):
+                raise KvmftError("not_yours", f"The standby of VM {self.state.vm} belongs to "
+                                 f"{self.state.peer}, not to {caller}.", "")  # fmt: skip
             await self._end_standby_worker()
             if self.state.role not in ("secondary", "stale"):
                 return
@@ -309,6 +390,7 @@ class ManagedVm:
 
     async def _launch(self, config: dict[str, Any]) -> None:
         self._outcome = None
+        self._worker_role = config["role"]
         self.figures = {}
         os.makedirs(config["run_dir"], exist_ok=True)
         worker = WorkerProcess(self._message, lambda: self._worker_ended(worker))
@@ -332,14 +414,42 @@ class ManagedVm:
                 waiting = self._audits.pop(int(message["id"]), None)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
+            case "handed_over":
+                self._handed_over(message)
+            case "base_taken":
+                asyncio.get_running_loop().create_task(self._let_memory_go())
             case "done":
                 self._outcome = (message["outcome"], message["reason"])
+
+    def _handed_over(self, message: dict[str, Any]) -> None:
+        """The VM runs on the peer. Durable first: what is here never starts again as it is."""
+        state = self.state
+        state.role, state.may_start, state.running = "stale", False, False
+        self._save()
+        self._keeper, self.worker = self.worker, None
+        self._base = {"pid": message["pid"], "blocks": message["blocks"]}
+        self._base_until = time.monotonic() + KEEP_MEMORY
+        self._show("starting", f"handed over to {state.peer}; becomes its standby")
+        if self._switch is not None and not self._switch.done():
+            self._switch.set_result(None)
+
+    async def _let_memory_go(self) -> None:
+        """The new standby has taken the memory that the VM left here, or nobody came for it."""
+        keeper, self._keeper, self._base = self._keeper, None, None
+        if keeper is not None:
+            keeper.send(cmd="release")
+            await keeper.end()
 
     def _worker_ended(self, worker: WorkerProcess) -> None:
         if self.worker is not worker:
             return
         self.worker = None
         self._settling = True
+        if self._switch is not None and not self._switch.done():
+            why = self._outcome[1] if self._outcome else "the worker was killed"
+            self._switch.set_exception(KvmftError(
+                "switch_failed", f"VM {self.state.vm} was not switched over: {why}.",
+                "It goes on here; see `kvmft events`."))  # fmt: skip
         for waiting in self._audits.values():
             if not waiting.done():
                 waiting.set_exception(KvmftError("audit_lost", "The worker ended.", "Try again."))
@@ -375,11 +485,12 @@ class ManagedVm:
     async def _became_primary(self) -> None:
         state = self.state
         state.role, state.may_start = "primary", True
+        state.running, state.boot = True, boot_id()
         self._regain = False
         self._save()
         await asyncio.to_thread(self._agent.host.define_activated, state.vm)
         self._show("need_secondary", f"took over from {state.peer}")
-        self._later(1.0)
+        self._later(0.3)
 
     async def _primary_ended(self, outcome: str, reason: str) -> None:
         state = self.state
@@ -394,14 +505,21 @@ class ManagedVm:
         if outcome in ("solo", "detached"):
             state.may_start, self._regain = True, False
             self._save()
+            if outcome == "solo" and self._worker_role == "claim":
+                await self._boot(reason)
+                self._later()
+                return
             if outcome == "detached" and state.desired == "disabled":
                 self._agent.forget(self)
                 return
             self._show("suspended" if state.desired == "suspended" else "need_secondary", reason)
         else:
-            self._show("need_secondary", reason)
+            self._show("need_secondary" if self._worker_role == "primary" else "fenced", reason)
             # The right to run is ours for sure only when a claim said so.
             self._regain = not state.may_start
+            if self._worker_role == "claim":
+                self._later(HALTED_RETRY)
+                return
         self._later()
 
     async def _fence(self) -> None:
@@ -452,12 +570,76 @@ class ManagedVm:
         """By right alone, and not wanted otherwise: tell the peer; forget when FT is off."""
         state = self.state
         if state.peer:
-            try:
-                await self._agent.peers.call(state.peer, "standby_discard", vm=state.vm)
-            except KvmftError as error:
-                self._agent.events.add(state.vm, "peer_not_told", str(error))
+            await self._tell_to_discard(state.peer)
         if state.desired == "disabled" and self._agent.managed(state.vm) is self:
             self._agent.forget(self)
+
+    async def _tell_to_discard(self, peer: str) -> None:
+        try:
+            await self._agent.peers.call(peer, "standby_discard", vm=self.state.vm)
+        except KvmftError as error:
+            self._agent.events.add(self.state.vm, "peer_not_told", str(error))
+
+    async def switch(self) -> None:
+        """Planned switchover to the secondary; returns when it runs the VM. Nothing is lost, also
+        when it fails: then KvmftError says why and the VM goes on here."""
+        state = self.state
+        if self.worker is None or state.role != "primary" or self.shown[0] != "protected":
+            raise KvmftError(
+                "not_protected", f"VM {state.vm} is {self.shown[0]} ({self.shown[1]}), so no secondary "
+                "can take it without loss.", "Wait for `protected`.",
+            )  # fmt: skip
+        await self._agent.probe_arbiter()
+        if not self._agent.arbiter_ok:
+            raise KvmftError("no_arbiter", f"The arbiter cannot swap the roles: "
+                             f"{self._agent.arbiter_reason}", "Bring the arbiter up.")  # fmt: skip
+        self._switch = asyncio.get_running_loop().create_future()
+        try:
+            self.worker.send(cmd="switch")
+            await asyncio.wait_for(self._switch, SWITCH_TIMEOUT)
+        except TimeoutError:
+            raise KvmftError("switch_slow", f"VM {state.vm} was not switched over within "
+                             f"{SWITCH_TIMEOUT:.0f} s.", "See `kvmft events`.") from None  # fmt: skip
+        finally:
+            self._switch = None
+
+    async def move_secondary(self, target: str) -> None:
+        """Give up the secondary, in order, and make it anew on `target` (which may be the same)."""
+        state = self.state
+        worker, old = self.worker, state.peer
+        if state.role != "primary" or worker is None:
+            raise KvmftError("not_protected", f"VM {state.vm} is not protected from here.",
+                             "Ask the host where it runs.")  # fmt: skip
+        found = await asyncio.to_thread(self._agent.host.find, state.vm)
+        disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
+        permitted([*self._agent.config.peers], [target])
+        if state.allowed and target not in state.allowed:
+            raise KvmftError("not_allowed", f"{target} is not among the allowed hosts of VM {state.vm}.",
+                             f"Allowed: {', '.join(state.allowed)}.")  # fmt: skip
+        # Before anything is given up: a host that cannot take it must not cost the protection.
+        offers = await ask_all(self._agent.peers, [target], vm=state.vm, xml=found.xml, disks=disks)
+        choose(offers, target, state.vm)
+        self._agent.events.add(state.vm, "moving", f"the secondary goes from {old} to {target}")
+        worker.send(cmd="suspend")
+        await worker.end(LEAVE_TIMEOUT)
+        while self.worker is worker:
+            await asyncio.sleep(0.05)
+        async with self._turn():
+            if state.role != "primary" or self._regain:
+                raise KvmftError("lost", f"VM {state.vm} was not released: {self.shown[1]}",
+                                 "See `kvmft events`.")  # fmt: skip
+            state.peer = target
+            self._save()
+            self._not_before = 0.0
+        if old != target:
+            await self._tell_to_discard(old)
+
+    def kill_standby(self) -> None:
+        """Test: end the standby's QEMU as a crash would."""
+        if self.worker is None or self.state.role != "secondary":
+            raise KvmftError("not_secondary", f"{self._agent.config.host} has no standby of VM "
+                             f"{self.state.vm}.", "Ask the host that `kvmft status` names.")  # fmt: skip
+        self._agent.host.kill(self.state.vm)
 
     async def audit(self) -> dict[str, Any]:
         """Compare the replica's memory with the VM's at the next commit."""
@@ -479,6 +661,11 @@ class ManagedVm:
             raise KvmftError("not_secondary", f"{self._agent.config.host} has no standby of VM "
                              f"{self.state.vm}.", "Ask the host that `kvmft status` names.")  # fmt: skip
         self.worker.send(cmd="claim")
+
+    @property
+    def protects(self) -> bool:
+        """True while a worker looks after the running VM here."""
+        return self.worker is not None and self._worker_role == "primary"
 
     def status(self, running: bool) -> dict[str, Any]:
         """The status that people and modules see."""

@@ -35,6 +35,7 @@ class Outcome(Enum):
     FENCED = "fenced"
     FAILED = "failed"
     SOLO = "solo"
+    HANDED_OVER = "handed_over"
 
 
 # -- events ---------------------------------------------------------------------------------------
@@ -138,6 +139,16 @@ class StopAsked:
 
 
 @dataclass(frozen=True)
+class SwitchAsked:
+    """A person orders a planned switchover: the secondary shall run the VM, nothing is lost."""
+
+
+@dataclass(frozen=True)
+class Relieved:
+    """The secondary runs the VM now, by right; this side's VM is stopped for good."""
+
+
+@dataclass(frozen=True)
 class Staged:
     """Secondary: every byte of checkpoint `epoch` has arrived."""
 
@@ -170,16 +181,33 @@ class OfferPersisted:
     """Secondary: the named record and the commit it belongs to are durable."""
 
 
+class Stage(Enum):
+    """How far the standby's QEMU had come when its worker was killed."""
+
+    WAITING = "waiting"  # for device state
+    LOADED = "loaded"  # holds the commit's device state, but does not run
+    RUNNING = "running"  # it was let run, so the claim had been won
+
+
 @dataclass(frozen=True)
 class Recovered:
     """Secondary: after a restart, the journal holds commit `epoch` and the record is known."""
 
     epoch: int
+    stage: Stage = Stage.WAITING
 
 
 @dataclass(frozen=True)
 class ClaimAsked:
-    """Secondary: a person orders an unplanned failover."""
+    """Secondary: a failover is ordered; `planned` by the primary, which stopped its VM after the
+    last commit, else by a person."""
+
+    planned: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Secondary: the standby's QEMU holds the device state of the last commit; it does not run."""
 
 
 @dataclass(frozen=True)
@@ -226,9 +254,11 @@ class InstallHold:
 
 @dataclass(frozen=True)
 class TakeCheckpoint:
-    """Stop, save, scan, copy, run on; send as checkpoint `epoch`."""
+    """Stop, save, scan, copy, run on; send as checkpoint `epoch`. After the `last` one the VM
+    stays stopped."""
 
     epoch: int
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,6 +301,16 @@ class Farewell:
 
     reason: str
     claim: bool = False
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Tell the secondary to take over: it holds all that this VM ever did."""
+
+
+@dataclass(frozen=True)
+class KeepMemory:
+    """Keep the stopped VM's memory and end its QEMU: what is here becomes the standby."""
 
 
 @dataclass(frozen=True)
@@ -327,10 +367,20 @@ class SendOfferAck:
 
 
 @dataclass(frozen=True)
-class Activate:
-    """Secondary: load the device state of commit `epoch` and run."""
+class Load:
+    """Secondary: load the device state of commit `epoch` into QEMU, without letting it run."""
 
     epoch: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Secondary: let the loaded standby run; its claim was won."""
+
+
+@dataclass(frozen=True)
+class SendRelief:
+    """Secondary: tell the primary, which waits, that the VM runs here."""
 
 
 @dataclass(frozen=True)
@@ -348,13 +398,15 @@ class Finish:
 
 Event = (
     Started | Welcomed | BulkDone | RoundDone | HoldInstalled | Captured | Acked | OfferStored
-    | Claimed | OutputPending | Tick | PeerLost | VmDied | Released | StopAsked | Staged
-    | Committed | Applied | Offered | OfferPersisted | Recovered | ClaimAsked | Activated | Failed
+    | Claimed | OutputPending | Tick | PeerLost | VmDied | Released | StopAsked | SwitchAsked
+    | Relieved | Staged | Committed | Applied | Offered | OfferPersisted | Recovered | ClaimAsked
+    | Loaded | Activated | Failed
 )  # fmt: skip
 Effect = (
     StartClaim | Connect | StartBulk | TakeRound | InstallHold | TakeCheckpoint | ReleaseOutput
-    | NameOffer | ReleaseAll | PauseVm | ResumeVm | KillVm | Farewell | DropPeer | WakeAt | Report
-    | Commit | SendAck | Apply | PersistOffer | SendOfferAck | Activate | Discard | Finish
+    | NameOffer | ReleaseAll | PauseVm | ResumeVm | KillVm | Farewell | HandOver | KeepMemory
+    | DropPeer | WakeAt | Report | Commit | SendAck | Apply | PersistOffer | SendOfferAck | Load
+    | Run | SendRelief | Discard | Finish
 )  # fmt: skip
 
 

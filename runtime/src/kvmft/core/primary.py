@@ -5,6 +5,9 @@ can activate k), and by `ReleaseAll`, which is only emitted when this side runs 
 claim to SOLO, or it is SOLO already because no record of a pair was ever named in this session.
 Once a record was named (`NameOffer`), the secondary may win the arbiter's next change at any time;
 from then on every way out goes through a claim first, and a lost claim ends in `KillVm`.
+
+A planned switchover takes one last checkpoint and leaves the VM stopped. The secondary then claims,
+so the arbiter decides this too: whatever goes wrong, this side claims as well and runs on if it wins.
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ from kvmft.core.events import (
     Failed,
     Farewell,
     Finish,
+    HandOver,
     HoldInstalled,
     IllegalEvent,
     InstallHold,
+    KeepMemory,
     KillVm,
-    Loss,
     NameOffer,
     OfferStored,
     Outcome,
@@ -39,6 +43,7 @@ from kvmft.core.events import (
     ReleaseAll,
     Released,
     ReleaseOutput,
+    Relieved,
     Report,
     ResumeVm,
     RoundDone,
@@ -46,6 +51,7 @@ from kvmft.core.events import (
     StartClaim,
     Started,
     StopAsked,
+    SwitchAsked,
     TakeCheckpoint,
     TakeRound,
     Tick,
@@ -65,6 +71,7 @@ class Phase(Enum):
     ROUNDS = "rounds"
     HOLDING = "holding"  # the redirector is being installed
     EPOCHS = "epochs"
+    HANDING = "handing"  # planned switchover: stopped after the last checkpoint
     CLAIMING = "claiming"  # the secondary is lost or being left
     RELEASING = "releasing"
     DONE = "done"
@@ -86,6 +93,7 @@ class Tuning:
     interval: float = 0.020
     min_interval: float = 0.004
     hold_bound: float = 3.0
+    switch_bound: float = 5.0
     max_rounds: int = 8
     round_target: int = 4 << 20
 
@@ -115,6 +123,9 @@ class PrimaryMachine:
         self._claim_since = 0.0
         self._paused = False
         self._pair_after_solo = False
+        self._gone = False
+        self._switching = False
+        self._switch_until = 0.0
 
     # The main path reads from here.
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -154,8 +165,12 @@ class PrimaryMachine:
                 return self._peer_lost(event, now)
             case StopAsked():
                 return self._stop_asked(event, now)
+            case SwitchAsked():
+                return self._switch_asked(event, now)
+            case Relieved():
+                return self._relieved(event)
             case VmDied():
-                return self._vm_died(event)
+                return self._vm_died(event, now)
             case Failed():
                 return self._leave(Outcome.FAILED, event.reason, now)
             case Released():
@@ -208,12 +223,14 @@ class PrimaryMachine:
         return self._schedule(now)
 
     def _acked(self, event: Acked, now: float) -> list[Effect]:
-        if self.phase is not Phase.EPOCHS:
+        if self.phase not in (Phase.EPOCHS, Phase.HANDING):
             return []  # the claim decides now; an ack that comes late changes nothing
         if not self.acked < event.epoch <= self.taken:
             raise IllegalEvent(f"Acked({event.epoch}), but {self.taken} were taken")
         self.acked = event.epoch
         effects: list[Effect] = [ReleaseOutput(event.epoch)]
+        if self.phase is Phase.HANDING:
+            return [*effects, HandOver()]
         if self.pairing is Pairing.NONE:
             self.pairing = Pairing.NAMED
             effects.append(NameOffer(event.epoch))
@@ -226,13 +243,19 @@ class PrimaryMachine:
     def _schedule(self, now: float) -> list[Effect]:
         if self._capturing or self.acked < self.taken:
             return []
+        if self._switching:
+            return self._take_last(now)
         due = self.tuning.next_due(self._resumed_at, self._pause, self._output_waits)
         return self._take() if due <= now else [WakeAt(due)]
 
     def _tick(self, now: float) -> list[Effect]:
         if self.phase is Phase.EPOCHS:
             return self._schedule(now)
-        if self.phase is Phase.CLAIMING and not self._paused:
+        if self.phase is Phase.HANDING:
+            if now < self._switch_until:
+                return [WakeAt(self._switch_until)]
+            return self._leave(Outcome.SOLO, "the secondary did not take over in time", now)
+        if self.phase is Phase.CLAIMING and not self._paused and not self._gone:
             bound = self._claim_since + self.tuning.hold_bound
             if now < bound:
                 return [WakeAt(bound)]
@@ -256,6 +279,28 @@ class PrimaryMachine:
             raise IllegalEvent("OfferStored without an offer")
         self.pairing = Pairing.ASKED
         return [StartClaim(Purpose.PAIR)]
+
+    # -- planned switchover ---------------------------------------------------------------------------
+
+    def _switch_asked(self, event: SwitchAsked, now: float) -> list[Effect]:
+        if not self.protected:
+            raise IllegalEvent("a switchover was asked for, but the VM is not protected")
+        self._switching = True
+        return [Report("failing_over", "planned switchover"), *self._schedule(now)]
+
+    def _take_last(self, now: float) -> list[Effect]:
+        self.phase = Phase.HANDING
+        self._paused = True  # from here on only ResumeVm, after a won claim, lets the VM run
+        self._switch_until = now + self.tuning.switch_bound
+        self._capturing = True
+        self.taken += 1
+        return [TakeCheckpoint(self.taken, last=True), WakeAt(self._switch_until)]
+
+    def _relieved(self, event: Relieved) -> list[Effect]:
+        self._expect(event, Phase.HANDING)
+        self.phase = Phase.DONE
+        reason = "the secondary runs the VM now"
+        return [KeepMemory(), DropPeer(), Finish(Outcome.HANDED_OVER, reason)]
 
     # -- verdicts -----------------------------------------------------------------------------------
 
@@ -285,14 +330,16 @@ class PrimaryMachine:
             return [Finish(Outcome.FAILED, event.reason)]
         if event.halted:
             self.phase = Phase.DONE
+            pause: list[Effect] = [] if self._gone else [PauseVm()]
             return [
-                PauseVm(),
+                *pause,
                 Report("fenced", event.reason),
                 Finish(Outcome.FAILED, event.reason),
             ]
         self.phase = Phase.DONE
+        kill: list[Effect] = [] if self._gone else [KillVm()]
         return [
-            KillVm(),
+            *kill,
             DropPeer(),
             Report("fenced", event.reason),
             Finish(Outcome.FENCED, event.reason),
@@ -302,8 +349,6 @@ class PrimaryMachine:
 
     def _peer_lost(self, event: PeerLost, now: float) -> list[Effect]:
         outcome = Outcome.SOLO if self.pairing is not Pairing.NONE else Outcome.FAILED
-        if event.how is Loss.REFUSED:
-            outcome = Outcome.FAILED
         return self._leave(outcome, event.reason, now)
 
     def _stop_asked(self, event: StopAsked, now: float) -> list[Effect]:
@@ -329,19 +374,34 @@ class PrimaryMachine:
             effects.append(StartClaim(Purpose.SOLO))
         return [*effects, WakeAt(now + self.tuning.hold_bound)]
 
-    def _vm_died(self, event: VmDied) -> list[Effect]:
-        """Let the secondary take over; a guest that powered itself off ends the pair instead."""
-        self.phase = Phase.DONE
-        claim = not event.powered_off
-        return [
-            Farewell(event.reason, claim=claim),
-            DropPeer(),
-            Finish(Outcome.FAILED if claim else Outcome.DETACHED, event.reason),
-        ]
+    def _vm_died(self, event: VmDied, now: float) -> list[Effect]:
+        """Let the secondary take over; a guest that powered itself off ends the pair instead, and
+        also that only by a won claim: the secondary may be taking over at this moment."""
+        if not event.powered_off:
+            self.phase = Phase.DONE
+            return [
+                Farewell(event.reason, claim=True),
+                DropPeer(),
+                Finish(Outcome.FAILED, event.reason),
+            ]
+        self._gone = True
+        farewell: list[Effect] = [Farewell(event.reason)]
+        if self.phase in (Phase.CLAIMING, Phase.RELEASING):
+            self._after_claim = (Outcome.DETACHED, event.reason)
+            return farewell if self.phase is Phase.CLAIMING else self._finish()
+        if self.pairing is Pairing.NONE and self.phase is not Phase.GAINING:
+            self.phase = Phase.DONE
+            return [*farewell, DropPeer(), Finish(Outcome.DETACHED, event.reason)]
+        if self.phase is Phase.GAINING:
+            self.phase = Phase.DONE
+            return [Finish(Outcome.FAILED, event.reason)]
+        return [*farewell, *self._leave(Outcome.DETACHED, event.reason, now)]
 
     def _release(self, outcome: Outcome, reason: str) -> list[Effect]:
         self.phase = Phase.RELEASING
         self._after_claim = (outcome, reason)
+        if self._gone:
+            return self._finish()
         resume: list[Effect] = [ResumeVm()] if self._paused else []
         self._paused = False
         return [ReleaseAll(), *resume]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kvmft.core.events import (
-    Activate,
     Activated,
     Applied,
     Apply,
@@ -28,6 +27,8 @@ from kvmft.core.events import (
     Failed,
     Finish,
     IllegalEvent,
+    Load,
+    Loaded,
     Loss,
     Offered,
     OfferPersisted,
@@ -37,10 +38,14 @@ from kvmft.core.events import (
     Purpose,
     Recovered,
     Report,
+    Run,
     SendAck,
     SendOfferAck,
+    SendRelief,
+    Stage,
     Staged,
     StartClaim,
+    StopAsked,
     Tick,
     VmDied,
     WakeAt,
@@ -53,6 +58,7 @@ class StandbyPhase(Enum):
     FILLING = "filling"  # no commit yet, or no record: cannot take over
     READY = "ready"  # commit and record are durable: may claim
     WAITING = "waiting"  # the primary's agent is gone but its host answered: give it time
+    LOADING = "loading"  # device state goes into QEMU, before the claim: it may still fail
     CLAIMING = "claiming"
     ACTIVATING = "activating"
     DONE = "done"
@@ -73,9 +79,12 @@ class SecondaryMachine:
         self.phase = StandbyPhase.FILLING
         self.committed = 0
         self.applied = 0
+        self._staged_epoch = 0
         self._offer_pending = False
         self._wait_until = 0.0
-        self._activate_when_applied = False
+        self._load_when_applied = False
+        self._planned = False
+        self._reason = ""
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; IllegalEvent, with nothing changed, when it cannot happen here."""
@@ -89,9 +98,7 @@ class SecondaryMachine:
                 return [SendAck(event.epoch), Apply(event.epoch)]
             case Applied():
                 self.applied = event.epoch
-                if self._activate_when_applied and self.applied == self.committed:
-                    return self._activate()
-                return []
+                return self._load() if self._load_when_applied else []
             case Offered():
                 return self._offered(event)
             case OfferPersisted():
@@ -107,15 +114,15 @@ class SecondaryMachine:
                     return self._claim("the primary's agent did not come back")
                 return []
             case ClaimAsked():
-                return self._claim_asked()
+                return self._claim_asked(event)
+            case Loaded():
+                return self._loaded(event)
             case Claimed():
                 return self._claimed(event)
             case Activated():
-                self.phase = StandbyPhase.DONE
-                return [
-                    Report("need_secondary", "took over after the loss of the primary"),
-                    Finish(Outcome.ACTIVATED, "runs here now"),
-                ]
+                return self._activated()
+            case StopAsked():
+                return self._stop_asked()
             case VmDied() | Failed():
                 return self._give_up(event.reason)
         raise IllegalEvent(f"{type(event).__name__} does not concern a secondary")
@@ -127,6 +134,7 @@ class SecondaryMachine:
             raise IllegalEvent(f"Staged({event.epoch}) after commit {self.committed}")
         if self.applied != self.committed:
             raise IllegalEvent(f"Staged({event.epoch}) before commit {self.committed} is applied")
+        self._staged_epoch = event.epoch
         return [Commit(event.epoch)]
 
     def _offered(self, event: Offered) -> list[Effect]:
@@ -136,7 +144,16 @@ class SecondaryMachine:
         return [PersistOffer(event.record)]
 
     def _recovered(self, event: Recovered, now: float) -> list[Effect]:
-        self.committed = event.epoch
+        self.committed = self._staged_epoch = event.epoch
+        if event.stage is Stage.RUNNING:
+            self.applied = event.epoch
+            self._reason = "its worker was killed after it took over"
+            return self._activated()
+        if event.stage is Stage.LOADED:
+            self.applied = event.epoch
+            self.phase = StandbyPhase.CLAIMING
+            reason = "its worker was killed while it claimed"
+            return [Report("failing_over", reason), StartClaim(Purpose.SOLO)]
         self.phase = StandbyPhase.WAITING
         self._wait_until = now + self.patience.agent_grace
         return [Apply(event.epoch), WakeAt(self._wait_until)]
@@ -159,18 +176,38 @@ class SecondaryMachine:
             ]
         return [DropPeer(), *self._claim(event.reason)]
 
-    def _claim_asked(self) -> list[Effect]:
+    def _claim_asked(self, event: ClaimAsked) -> list[Effect]:
         if self.phase in (StandbyPhase.READY, StandbyPhase.WAITING):
             # The link stays up meanwhile: were it closed first, the primary would claim as well
             # and might win. It only gets no more acknowledgements, so it shows no more output.
-            return self._claim("a person ordered the failover")
+            self._planned = event.planned
+            return self._claim(
+                "planned switchover" if event.planned else "a person ordered the failover"
+            )
         if self.phase is StandbyPhase.FILLING:
             raise IllegalEvent("a failover was ordered before the first sync was complete")
         return []
 
     def _claim(self, reason: str) -> list[Effect]:
+        """Load first, claim then: a commit that does not load must not win against a primary
+        that could run on."""
+        self.phase = StandbyPhase.LOADING
+        self._reason = reason
+        self._load_when_applied = True
+        report = Report("failing_over", reason)
+        return [report, *self._load()]
+
+    def _load(self) -> list[Effect]:
+        if self.applied != self._staged_epoch:
+            return []  # a commit is under way: it is the last one, or nothing was acknowledged
+        self._load_when_applied = False
+        return [Load(self.committed)]
+
+    def _loaded(self, event: Loaded) -> list[Effect]:
+        if self.phase is not StandbyPhase.LOADING:
+            raise IllegalEvent(f"Loaded in phase {self.phase.value}")
         self.phase = StandbyPhase.CLAIMING
-        return [Report("failing_over", reason), StartClaim(Purpose.SOLO)]
+        return [StartClaim(Purpose.SOLO)]
 
     def _claimed(self, event: Claimed) -> list[Effect]:
         if self.phase is not StandbyPhase.CLAIMING:
@@ -180,13 +217,24 @@ class SecondaryMachine:
         if not event.won:
             return [DropPeer(), *self._give_up(event.reason)]
         self.phase = StandbyPhase.ACTIVATING
-        if self.applied == self.committed:
-            return [DropPeer(), *self._activate()]
-        self._activate_when_applied = True
-        return [DropPeer()]
+        # A primary that stopped for us waits to hear that it is relieved; another one is left.
+        return [Run()] if self._planned else [DropPeer(), Run()]
 
-    def _activate(self) -> list[Effect]:
-        return [Activate(self.committed)]
+    def _activated(self) -> list[Effect]:
+        self.phase = StandbyPhase.DONE
+        relief: list[Effect] = [SendRelief()] if self._planned else []
+        return [
+            *relief,
+            Report("need_secondary", f"took over: {self._reason}"),
+            Finish(Outcome.ACTIVATED, "runs here now"),
+        ]
+
+    def _stop_asked(self) -> list[Effect]:
+        """The agent wants this standby gone. Once a claim may be made it is too late: the claim
+        may win, and then what is here is the only instance."""
+        if self.phase in (StandbyPhase.FILLING, StandbyPhase.READY, StandbyPhase.WAITING):
+            return [DropPeer(), *self._give_up("the agent discards this standby")]
+        return []
 
     def _halt(self, reason: str) -> list[Effect]:
         """A person must look; commit and record are kept for them."""

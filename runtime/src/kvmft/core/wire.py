@@ -21,7 +21,7 @@ from typing import Any
 from kvmft.errors import KvmftError
 
 MAGIC = b"KFT1"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 HEADER = struct.Struct(">4sB3xQQ")
 CHECKPOINT_HEAD = struct.Struct("<6Q")
 RUN_WORDS = 3
@@ -29,6 +29,12 @@ RUN_WORDS = 3
 WRITE_WORDS = 4
 """A disk write is four u64: disk index, operation, offset (bytes), length (bytes)."""
 OP_WRITE, OP_ZERO, OP_FLUSH = 0, 1, 2
+DIGEST_HEAD = struct.Struct("<4Q")
+DIGEST_BYTES = 16
+"""Size of one digest. Sixteen zero bytes stand for a unit that holds nothing but zeros."""
+MEMORY_UNIT, DISK_UNIT = 4 << 10, 64 << 10
+"""Bytes that one digest covers."""
+OF_MEMORY, OF_DISK = 0, 1
 
 
 class FrameType(IntEnum):
@@ -48,6 +54,9 @@ class FrameType(IntEnum):
     AUDIT_RESULT = 12
     REFUSAL = 13
     DIGESTS = 14
+    HANDOVER = 15
+    RELIEVED = 16
+    INPUT = 17
 
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -65,7 +74,10 @@ LIMITS: dict[FrameType, int] = {
     FrameType.AUDIT: 1 * GIB,
     FrameType.AUDIT_RESULT: 64 * KIB,
     FrameType.REFUSAL: 64 * KIB,
-    FrameType.DIGESTS: 1 * GIB,
+    FrameType.DIGESTS: 1 * MIB,
+    FrameType.HANDOVER: 0,
+    FrameType.RELIEVED: 0,
+    FrameType.INPUT: 1 * MIB,
 }
 """Largest body of each type, in bytes."""
 
@@ -230,3 +242,31 @@ def split_table(body: memoryview, words: int, what: str) -> tuple[memoryview, me
     if end > len(body):
         raise WireError(f"A {what} frame of {len(body)} bytes cannot hold {rows} table rows.")
     return body[8:end], body[end:]
+
+
+@dataclass(frozen=True)
+class DigestsOf:
+    """What a DIGESTS frame tells: `data` holds the digests of units `first`, `first` + 1, ... of
+    memory block or disk number `index` (`of`: OF_MEMORY or OF_DISK)."""
+
+    of: int
+    index: int
+    first: int
+    data: memoryview
+
+
+def encode_digests(of: int, index: int, first: int, data: bytes) -> bytes:
+    """A whole DIGESTS frame; `data` is DIGEST_BYTES for each unit."""
+    head = DIGEST_HEAD.pack(of, index, first, len(data) // DIGEST_BYTES)
+    return encode(FrameType.DIGESTS, 0, head + data)
+
+
+def split_digests(body: memoryview) -> DigestsOf:
+    """Read a DIGESTS body; WireError when its counts do not add up."""
+    if len(body) < DIGEST_HEAD.size:
+        raise WireError(f"A DIGESTS frame of {len(body)} bytes is too short for its head.")
+    of, index, first, count = DIGEST_HEAD.unpack_from(body)
+    data = body[DIGEST_HEAD.size :]
+    if of not in (OF_MEMORY, OF_DISK) or len(data) != DIGEST_BYTES * count:
+        raise WireError(f"A DIGESTS frame of {len(body)} bytes does not match its head.")
+    return DigestsOf(of, index, first, data)

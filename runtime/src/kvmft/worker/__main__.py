@@ -10,12 +10,18 @@ import traceback
 
 from kvmft.adapters.reactor import Reactor
 from kvmft.errors import KvmftError
+from kvmft.worker.claimant import ClaimWorker
 from kvmft.worker.config import WorkerConfig, parse
 from kvmft.worker.link import AgentLink, die_with_agent
 from kvmft.worker.primary import PrimaryWorker
 from kvmft.worker.secondary import SecondaryWorker
 
 DEFAULT_AGENT_FD = 3
+WORKERS: dict[str, type[PrimaryWorker | SecondaryWorker | ClaimWorker]] = {
+    "primary": PrimaryWorker,
+    "secondary": SecondaryWorker,
+    "claim": ClaimWorker,
+}
 
 
 def _first_line(sock: socket.socket) -> dict[str, object]:
@@ -34,7 +40,7 @@ def main() -> int:
     die_with_agent()
     sock = socket.socket(fileno=int(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_AGENT_FD)
     reactor = Reactor()
-    worker: PrimaryWorker | SecondaryWorker | None = None
+    worker: PrimaryWorker | SecondaryWorker | ClaimWorker | None = None
 
     def gone() -> None:
         reactor.stop()
@@ -45,8 +51,7 @@ def main() -> int:
     )
     try:
         config: WorkerConfig = parse(line)
-        made = PrimaryWorker if config.role == "primary" else SecondaryWorker
-        worker = made(reactor, config, link)
+        worker = WORKERS[config.role](reactor, config, link)
         worker.start()
         # The collector's pauses would fall into the VM's; the hot path makes no cycles.
         gc.collect()

@@ -20,8 +20,17 @@ class DiskConfig:
 
 
 @dataclass(frozen=True)
+class Base:
+    """Memory that a process on this host keeps for the new standby: block name -> descriptor."""
+
+    pid: int
+    blocks: dict[str, int]
+
+
+@dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker is told at its start. Times are in seconds."""
+    """What a worker is told at its start. Times in seconds, `sync_bandwidth` in bytes per second
+    (0: unbounded)."""
 
     role: str
     vm: str
@@ -51,6 +60,8 @@ class WorkerConfig:
     listen_address: str
     port_range: tuple[int, int]
     resume: bool
+    sync_bandwidth: int
+    base: Base | None
 
     def identity(self) -> ArbiterIdentity:
         """Who claims for this VM."""
@@ -69,6 +80,12 @@ def _seconds(options: dict[str, Any], name: str, default_ms: float) -> float:
             "Correct it in the ft_vm task or in /etc/kvmft/kvmft.yml.",
         )
     return float(value) / 1000.0
+
+
+def _base(value: dict[str, Any] | None) -> Base | None:
+    if not value:
+        return None
+    return Base(int(value["pid"]), {each["name"]: int(each["fd"]) for each in value["blocks"]})
 
 
 def parse(line: dict[str, Any]) -> WorkerConfig:
@@ -105,6 +122,8 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             listen_address=line.get("listen_address", ""),
             port_range=(int(first), int(last)),
             resume=bool(line.get("resume", False)),
+            sync_bandwidth=int(float(options.get("sync_mib_s", 0)) * (1 << 20)),
+            base=_base(line.get("base")),
         )
     except KeyError as error:
         raise KvmftError(

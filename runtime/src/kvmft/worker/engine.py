@@ -78,8 +78,10 @@ class Engine:
         audit: bool,
         at_stop: Callable[[], None],
         done: Callable[[Checkpoint], None],
+        last: bool = False,
     ) -> None:
-        """Take checkpoint `epoch`; `done` gets it when the VM runs again.
+        """Take checkpoint `epoch`; `done` gets it when the VM runs again, or when it was taken if
+        it is the `last` one, after which the VM stays stopped.
 
         `at_stop` is called while the VM is stopped, after its device state was saved: it cuts the
         captured packets, which by then are all in our socket (QEMU's main loop writes them before
@@ -102,7 +104,8 @@ class Engine:
             with open(self._state_path, "rb", buffering=0) as file:
                 state = file.read()
             digests = self._memory.page_hashes(0).tobytes() if audit else None
-            self._monitor.batch([command("cont")], lambda replies: running(replies, digests))
+            if not last:
+                self._monitor.batch([command("cont")], lambda replies: running(replies, digests))
             runs = np.ascontiguousarray(self._memory.to_table(ranges), dtype="<u8")
             counts = (len(runs), size, len(table) // 32, len(data), len(state))
             nonlocal parts, count
@@ -116,6 +119,8 @@ class Engine:
                 state,
             ]
             count = size // PAGE
+            if last:
+                running([], digests)
 
         def running(replies: list[Reply], digests: bytes | None) -> None:
             if not self._refused(replies):

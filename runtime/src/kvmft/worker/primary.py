@@ -9,28 +9,40 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from kvmft.adapters import ftlog
 from kvmft.adapters.arbiter_client import ArbiterClient
-from kvmft.adapters.memory import GuestMemory, drop_zero_pages
+from kvmft.adapters.memory import GuestMemory, RamBlock
 from kvmft.adapters.nbd import NbdServer, unlink_quietly
 from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor, command
 from kvmft.adapters.ramblocks import discover
 from kvmft.adapters.reactor import READ, Reactor, Timer
 from kvmft.adapters.redirector import RedirectorPort, Segment
+from kvmft.adapters.taps import GuestInput, tap_of
 from kvmft.core import events as ev
 from kvmft.core.detector import SilenceDetector
 from kvmft.core.primary import Phase, PrimaryMachine, Tuning
-from kvmft.core.wire import Frame, FrameType, Header, WireError, encode, encode_header, encode_json
+from kvmft.core.wire import (
+    Frame,
+    FrameType,
+    Header,
+    WireError,
+    encode,
+    encode_header,
+    encode_json,
+    split_digests,
+)
 from kvmft.errors import KvmftError
 from kvmft.worker import qemu_setup
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.disklog import DiskLog, DiskSink
 from kvmft.worker.engine import Checkpoint, Engine
 from kvmft.worker.link import AgentLink
+from kvmft.worker.resync import Known, ResyncFilter
 from kvmft.worker.stats import EpochStats, quantiles
 
 BULK_CHUNK = 1 << 20
@@ -71,6 +83,11 @@ class PrimaryWorker:
         self.held: dict[int, list[tuple[RedirectorPort, Segment]]] = {}
         self.state = ("starting", "attaching")
         self.sync_percent: float | None = 0.0
+        self.known: Known | None = None
+        self.filters: list[ResyncFilter] = []
+        self.synced_memory = 0
+        self.inputs: list[GuestInput] = []
+        self._kept: list[tuple[RamBlock, int]] = []
         self.audits: deque[int] = deque()
         self._running_audits: deque[int] = deque()
         self._queue: deque[ev.Event] = deque()
@@ -94,6 +111,8 @@ class PrimaryWorker:
             ev.PauseVm: lambda effect: self._execute("stop"),
             ev.ResumeVm: lambda effect: self._execute("cont"),
             ev.KillVm: self._kill_vm,
+            ev.HandOver: lambda effect: self._send(encode(FrameType.HANDOVER, self.machine.taken)),
+            ev.KeepMemory: self._keep_memory,
             ev.Farewell: self._farewell,
             ev.DropPeer: self._drop_peer,
             ev.WakeAt: self._wake_at,
@@ -175,6 +194,10 @@ class PrimaryWorker:
             case "suspend":
                 self._suspending = True
                 self.post(ev.StopAsked(suspend=True))
+            case "switch":
+                self.post(ev.SwitchAsked())
+            case "release":
+                self.reactor.stop()
             case "audit":
                 if self.machine.protected:
                     self.audits.append(int(line["id"]))
@@ -210,6 +233,11 @@ class PrimaryWorker:
         self._remove_mirrors()
         self._attach_memory()
         assert self.memory is not None
+        self.known = Known(
+            [block.size for block in self.memory.blocks],
+            [disk.size for disk in config.disks],
+            config.session.encode(),
+        )
         address = (config.peer_address, config.peer_port)
         sock = ftlog.connect(config.peer, address, config.tls)
         self.stream = ftlog.LogStream(
@@ -243,8 +271,12 @@ class PrimaryWorker:
         match frame.type:
             case FrameType.HEARTBEAT:
                 pass
+            case FrameType.DIGESTS:
+                self._learn(frame)
             case FrameType.WELCOME:
                 self.post(ev.Welcomed())
+            case FrameType.RELIEVED:
+                self.post(ev.Relieved())
             case FrameType.ACK:
                 self.stats.committed(self.reactor.now())
                 self.post(ev.Acked(frame.epoch))
@@ -258,6 +290,11 @@ class PrimaryWorker:
                 self.post(ev.PeerLost(ev.Loss.REFUSED, str(frame.json().get("reason"))))
             case _:
                 raise WireError(f"The secondary sent a {frame.type.name} frame.")
+
+    def _learn(self, frame: Frame) -> None:
+        if self.machine.phase is not Phase.CONNECTING or self.known is None:
+            raise WireError("A DIGESTS frame came after WELCOME.")
+        self.known.learn(split_digests(frame.body))
 
     def _stream_lost(self, closed: bool, reason: str) -> None:
         how = ev.Loss.CLOSED if closed else ev.Loss.SILENCE
@@ -297,17 +334,12 @@ class PrimaryWorker:
 
     def _attach_memory(self) -> None:
         assert self.monitor is not None
-        monitor = self.monitor
-
-        def hmp(line: str) -> str:
-            return str(monitor.execute("human-monitor-command", command_line=line))
-
-        blocks = discover(hmp, self.config.qemu_pid)
+        blocks = discover(self._hmp, self.config.qemu_pid)
         self.memory = GuestMemory()
         self.memory.attach(self.config.qemu_pid, blocks)
         self.engine = Engine(
             self.reactor,
-            monitor,
+            self.monitor,
             self.memory,
             self.disk_log,
             os.path.join(self.directory, "device-state"),
@@ -315,15 +347,22 @@ class PrimaryWorker:
         )
 
     def _start_bulk(self, _effect: ev.StartBulk) -> None:
-        assert self.monitor is not None and self.memory is not None
+        assert self.monitor is not None and self.memory is not None and self.known is not None
         blocks = self.monitor.execute("query-block")
         owner = qemu_owner(self.config.qemu_pid)
         for index, disk in enumerate(self.config.disks):
             node = qemu_setup.node_of(blocks, disk.path)
             path = os.path.join(self.directory, f"nbd-{disk.target}.sock")
-            sink = DiskSink(self.disk_log, index, self._disk_grew)
+            sink = ResyncFilter(
+                DiskSink(self.disk_log, index, self._disk_grew),
+                self.known.disks[index],
+                disk.size,
+                self.config.session.encode(),
+            )
+            self.filters.append(sink)
             self.servers.append(NbdServer(self.reactor, path, disk.size, sink, owner))
-            qemu_setup.start_mirror(self.monitor, disk.target, node, path)
+            speed = self.config.sync_bandwidth
+            qemu_setup.start_mirror(self.monitor, disk.target, node, path, speed)
         self._bulk = _Bulk(self)
         self._bulk.pump()
         self._poll_mirrors()
@@ -371,6 +410,9 @@ class PrimaryWorker:
         done = sum(int(found[name]["offset"]) for name in names) + self._bulk.sent
         self.sync_percent = round(min(99.0, 100.0 * done / max(1, length)), 1)
         if self._bulk.done and all(found[name]["ready"] for name in names):
+            for each in self.filters:
+                each.settle()
+            self._flush_disk_log()
             self.post(ev.BulkDone())
             return
         self.reactor.call_later(0.05, self._poll_mirrors)
@@ -380,10 +422,10 @@ class PrimaryWorker:
     ) -> None:
         """Send `ranges` (n, 2) as MEMORY frames, BULK_CHUNK at a time, while the VM runs.
 
-        `fresh`: the standby's memory is still all zero there, so zero pages need not be sent.
+        `fresh`: nothing was sent of them yet, so what the standby has alike is left out.
         """
-        assert self.memory is not None
-        memory = self.memory
+        assert self.memory is not None and self.known is not None
+        memory, known = self.memory, self.known
         pieces = iter(_chunks(ranges, BULK_CHUNK))
 
         def pump() -> None:
@@ -395,16 +437,20 @@ class PrimaryWorker:
                 memory.read(piece, memoryview(buffer))
                 table, data = memory.to_table(piece), memoryview(buffer)
                 if fresh:
-                    table, data = drop_zero_pages(table, data)
+                    table, data = known.differing(table, data)
                     if self._bulk is not None:
                         self._bulk.sent += size
                 if len(table):
                     rows = np.ascontiguousarray(table, dtype="<u8").tobytes()
                     head = encode_header(FrameType.MEMORY, 0, 8 + len(rows) + len(data))
                     self._send(head, len(table).to_bytes(8, "little"), rows, data)
+                    self.synced_memory += len(data)
                 if self.stream is None:
                     return
-                if self.stream.queued:
+                bound = self.config.sync_bandwidth
+                if bound and len(data):
+                    self.reactor.call_later(len(data) / bound, pump)
+                elif self.stream.queued:
                     self.stream.on_drained = pump
                 else:
                     self.reactor.call_later(0, pump)
@@ -456,7 +502,11 @@ class PrimaryWorker:
         audit = bool(self.audits)
         if audit:
             self._running_audits.append(self.audits.popleft())
-        self.engine.take(effect.epoch, audit, lambda: self._cut(effect.epoch), self._captured)
+        if effect.last:
+            self._watch_input()
+        self.engine.take(
+            effect.epoch, audit, lambda: self._cut(effect.epoch), self._captured, effect.last
+        )
 
     def _cut(self, epoch: int) -> None:
         segments = []
@@ -478,6 +528,39 @@ class PrimaryWorker:
         for epoch in sorted(epoch for epoch in self.held if epoch <= effect.epoch):
             for port, segment in self.held.pop(epoch):
                 port.release(segment)
+
+    # -- planned switchover -------------------------------------------------------------------------
+
+    def _hmp(self, line: str) -> str:
+        assert self.monitor is not None
+        return str(self.monitor.execute("human-monitor-command", command_line=line))
+
+    def _watch_input(self) -> None:
+        """From the last stop on, carry packets for the guest to the host where it will run."""
+        for index, nic in enumerate(self.config.nics):
+            interface = tap_of(self._hmp, self.config.qemu_pid, nic)
+            if interface is None:
+                continue
+            try:
+                source = GuestInput(self.reactor, interface)
+                source.watch(partial(self._carry_over, index))
+            except OSError as error:
+                reason = f"input of {interface} is not carried over; clients send again: {error}"
+                self.link.event("input_not_carried", reason)
+                continue
+            self.inputs.append(source)
+
+    def _carry_over(self, nic: int, packet: bytes) -> None:
+        self._send(encode(FrameType.INPUT, nic, packet))
+
+    def _keep_memory(self, _effect: ev.KeepMemory) -> None:
+        """The VM runs elsewhere: keep what it left in memory, for the standby to come, and end it."""
+        assert self.memory is not None
+        try:
+            self._kept = self.memory.keep()
+        except (KvmftError, OSError) as error:
+            self.link.event("memory_not_kept", f"the next sync sends all memory: {error}")
+        self._kill_vm(ev.KillVm())
 
     # -- leaving ------------------------------------------------------------------------------------
 
@@ -593,12 +676,27 @@ class PrimaryWorker:
         self.state = (effect.state, effect.reason)
         if effect.state == "protected":
             self.sync_percent = 100.0
+            self.link.event("synced", "what differed was sent", **self._sync_figures())
         self.link.send(msg="state", state=effect.state, reason=effect.reason)
         self.link.event("state", effect.reason, state=effect.state)
         self._status()
 
+    def _sync_figures(self) -> dict[str, int]:
+        """Bytes that the sync sent, and bytes that the secondary had already."""
+        return {
+            "memory_bytes": self.synced_memory,
+            "memory_left_out_bytes": 4096 * (self.known.pages_left_out if self.known else 0),
+            "disk_bytes": sum(each.sent for each in self.filters),
+            "disk_left_out_bytes": sum(each.left_out for each in self.filters),
+        }
+
     def _finish(self, effect: ev.Finish) -> None:
         self._finished = True
+        for source in self.inputs:
+            source.close()
+        if effect.outcome is ev.Outcome.HANDED_OVER:
+            self._stay_for_the_memory(effect.reason)
+            return
         if self.memory is not None and effect.outcome is not ev.Outcome.FENCED:
             self.memory.detach()
         if effect.outcome is ev.Outcome.DETACHED and not self._suspending:
@@ -606,6 +704,14 @@ class PrimaryWorker:
         self._status()
         self.link.send(msg="done", outcome=effect.outcome.value, reason=effect.reason)
         self.reactor.stop()
+
+    def _stay_for_the_memory(self, reason: str) -> None:
+        """This process holds the memory until the agent says `release`, or is gone."""
+        blocks = [
+            {"name": block.name, "size": block.size, "fd": descriptor}
+            for block, descriptor in self._kept
+        ]
+        self.link.send(msg="handed_over", reason=reason, pid=os.getpid(), blocks=blocks)
 
     def _status_timer(self) -> None:
         self._status()
@@ -632,6 +738,7 @@ class PrimaryWorker:
             log_bandwidth_bytes_s=round(max(0.0, stats.bandwidth)),
             held_bytes=sum(port.held_bytes for port in self.ports),
             guest_clock_loss_ppm=round(stats.clock_loss_ppm(now)),
+            sync=self._sync_figures(),
         )
 
 
@@ -641,7 +748,8 @@ class _Bulk:
     def __init__(self, worker: PrimaryWorker) -> None:
         assert worker.memory is not None
         self._worker = worker
-        self._ranges = worker.memory.populated()
+        assert worker.known is not None
+        self._ranges = worker.known.to_copy(worker.memory)
         self.total = int((self._ranges[:, 1] - self._ranges[:, 0]).sum())
         self.sent = 0
         self.done = False

@@ -31,8 +31,13 @@ def job_of(target: str) -> str:
     return f"{PREFIX}-{target}"
 
 
-def start_mirror(monitor: Monitor, target: str, node: str, socket_path: str) -> None:
-    """Mirror `node` to the NBD server on `socket_path`, each guest write passing us first."""
+def start_mirror(
+    monitor: Monitor, target: str, node: str, socket_path: str, speed: int = 0
+) -> None:
+    """Mirror `node` to the NBD server on `socket_path`, each guest write passing us first.
+
+    `speed` bounds the copy of what is there already, in bytes per second; 0 does not.
+    """
     monitor.execute(
         "blockdev-add",
         driver="nbd",
@@ -48,6 +53,7 @@ def start_mirror(monitor: Monitor, target: str, node: str, socket_path: str) -> 
         sync="full",
         copy_mode="write-blocking",
         on_target_error="report",
+        **({"speed": speed} if speed else {}),
     )
 
 

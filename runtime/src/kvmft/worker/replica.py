@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import threading
 from collections.abc import Iterator
 
 from kvmft.adapters.durable import write_durably
+from kvmft.adapters.sparse import data_extents, punch_hole
 from kvmft.core.wire import OP_FLUSH, OP_WRITE, OP_ZERO, WRITE_WORDS, WireError
 from kvmft.errors import KvmftError
-
-FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
-"""linux/falloc.h"""
 
 
 class ReplicaDisks:
@@ -21,8 +18,6 @@ class ReplicaDisks:
 
     def __init__(self, disks: list[tuple[str, int]]) -> None:
         self._files: list[tuple[int, int]] = []
-        self._fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-        self._fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
         for path, size in disks:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if os.fstat(descriptor).st_size != size:
@@ -61,11 +56,35 @@ class ReplicaDisks:
                 ) from error
 
     def _zero(self, descriptor: int, offset: int, length: int) -> None:
-        flags = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-        if length and self._fallocate(descriptor, flags, offset, length) != 0:
+        if length and not punch_hole(descriptor, offset, length):
             step = 1 << 20
             for start in range(offset, offset + length, step):
                 _write_all(descriptor, memoryview(bytes(min(step, offset + length - start))), start)
+
+    def extents(self, disk: int, unit: int) -> list[tuple[int, int]]:
+        """The extents [start, end) of `disk` that hold data, widened to whole units of `unit` bytes
+        (the last one may be short) and joined where they meet."""
+        descriptor, size = self._files[disk]
+        result: list[tuple[int, int]] = []
+        for start, end in data_extents(descriptor, size):
+            start, end = start // unit * unit, min(size, -(-end // unit) * unit)
+            if result and start <= result[-1][1]:
+                result[-1] = (result[-1][0], max(end, result[-1][1]))
+            else:
+                result.append((start, end))
+        return result
+
+    def read(self, disk: int, start: int, end: int) -> memoryview:
+        """The bytes [start, end) of `disk`."""
+        descriptor, _size = self._files[disk]
+        data = bytearray(end - start)
+        view, position = memoryview(data), 0
+        while position < len(data):
+            count = os.preadv(descriptor, [view[position:]], start + position)
+            if count == 0:
+                raise OSError(f"disk {disk} ends at {start + position}")
+            position += count
+        return view
 
     def sync_later(self) -> None:
         """Have what was applied so far written to the medium, without waiting for it.

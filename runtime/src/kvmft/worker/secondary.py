@@ -5,23 +5,30 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from kvmft.adapters import ftlog
 from kvmft.adapters.arbiter_client import ArbiterClient
+from kvmft.adapters.digests import digests_of
 from kvmft.adapters.journal import Journal
 from kvmft.adapters.memory import RamBlock, StandbyMemory
 from kvmft.adapters.qmp import SocketMonitor
 from kvmft.adapters.ramblocks import discover
 from kvmft.adapters.reactor import READ, Reactor, Timer
+from kvmft.adapters.sparse import data_extents, punch_hole
+from kvmft.adapters.taps import GuestInput, tap_of
 from kvmft.core import events as ev
 from kvmft.core.detector import SilenceDetector
 from kvmft.core.secondary import Patience, SecondaryMachine, StandbyPhase
 from kvmft.core.vmstream import activation_stream, ram_section
 from kvmft.core.wire import (
+    DISK_UNIT,
+    MEMORY_UNIT,
+    OF_DISK,
+    OF_MEMORY,
     RUN_WORDS,
     WRITE_WORDS,
     Frame,
@@ -29,6 +36,7 @@ from kvmft.core.wire import (
     Header,
     WireError,
     encode,
+    encode_digests,
     encode_json,
     split_checkpoint,
     split_table,
@@ -43,6 +51,12 @@ STATUS_EVERY = 0.5
 ACTIVATION_BOUND = 10.0
 FIRST_CONTACT = 30.0
 """Seconds in which the primary must have connected."""
+DIGEST_CHUNK = 4 << 20
+"""Bytes hashed between two looks at what else is to be done."""
+INPUT_BOUND = 4 << 20
+"""Bytes of carried input that wait for the VM; more is dropped, as a network may."""
+ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+"""QEMU's own default: when the activated VM tells the network where it is now, in milliseconds."""
 
 
 class SecondaryWorker:
@@ -67,10 +81,15 @@ class SecondaryWorker:
         self.state = ("starting", "waits for the primary")
         self.last_commit = 0.0
         self.lost_at = 0.0
+        self._loading = 0.0
         self._queue: deque[ev.Event] = deque()
         self._busy = False
         self._finished = False
         self._wake: Timer | None = None
+        self._input: list[tuple[int, bytes]] = []
+        self._input_bytes = 0
+        self._taps: dict[int, GuestInput | None] = {}
+        self._runs = False
         self._commands: dict[type, Callable[[Any], None]] = {
             ev.Commit: self._commit,
             ev.SendAck: self._send_ack,
@@ -78,7 +97,9 @@ class SecondaryWorker:
             ev.PersistOffer: self._persist_offer,
             ev.SendOfferAck: lambda effect: self._send(encode(FrameType.OFFER_ACK)),
             ev.StartClaim: self._start_claim,
-            ev.Activate: self._activate,
+            ev.Load: self._load,
+            ev.Run: self._run,
+            ev.SendRelief: lambda effect: self._send(encode(FrameType.RELIEVED)),
             ev.Discard: self._discard,
             ev.DropPeer: self._drop_peer,
             ev.WakeAt: self._wake_at,
@@ -102,14 +123,21 @@ class SecondaryWorker:
         self.reactor.add(self._pidfd, READ, self._qemu_died)
         self.monitor = SocketMonitor(self.reactor, config.own_monitor)
         status = self.monitor.execute("query-status")["status"]
-        if status != "inmigrate":
+        if status != "inmigrate" and not config.resume:
             raise KvmftError(
                 "standby_state",
                 f"The standby's QEMU is {status} and not waiting for its memory.",
                 "Discard the standby and let it be made again: `kvmft enable` on the primary.",
             )
-        self.memory = StandbyMemory(config.qemu_pid, self._blocks())
         self.reactor.call_later(STATUS_EVERY, self._status_timer)
+        if config.resume and status != "inmigrate":
+            self._recover_loaded(status)
+            return
+        # Once loaded it must not run by itself, nor tell the network that it is here: a claim
+        # decides that.
+        self.monitor.execute("stop")
+        self.monitor.execute("migrate-set-parameters", announce_rounds=0)
+        self.memory = StandbyMemory(config.qemu_pid, self._blocks())
         if config.resume:
             self._recover()
             return
@@ -151,7 +179,7 @@ class SecondaryWorker:
         """A line from the agent."""
         match line.get("cmd"):
             case "stop" | "suspend":
-                self.post(ev.Failed("the agent discards this standby"))
+                self.post(ev.StopAsked())
             case "claim":
                 self.post(ev.ClaimAsked())
 
@@ -160,12 +188,9 @@ class SecondaryWorker:
     def _blocks(self) -> list[RamBlock]:
         """The carried blocks: main memory in its memfd, others in shadow files until activation."""
 
-        def hmp(line: str) -> str:
-            return str(self.monitor.execute("human-monitor-command", command_line=line))
-
         self._aux: list[tuple[str, str]] = []
         result = []
-        for block in discover(hmp, self.config.qemu_pid, standby=True):
+        for block in discover(self._hmp, self.config.qemu_pid, standby=True):
             if block.kind == "memfd":
                 result.append(block)
                 continue
@@ -254,6 +279,11 @@ class SecondaryWorker:
                 self.post(ev.Offered(bytes(frame.body)))
             case FrameType.AUDIT:
                 self._audit(frame)
+            case FrameType.HANDOVER:
+                self.lost_at = self.reactor.now()
+                self.post(ev.ClaimAsked(planned=True))
+            case FrameType.INPUT:
+                self._carry_in(frame.epoch, bytes(frame.body))
             case FrameType.BYE:
                 self._bye(frame.json())
             case _:
@@ -273,7 +303,65 @@ class SecondaryWorker:
                 self.post(ev.Failed(reason))
                 return
         self._greeted = True
-        self._send(encode_json(FrameType.WELCOME, {"host": self.config.host}))
+        self._tell_digests(self._digest_frames())
+
+    # -- what is here already -----------------------------------------------------------------------
+
+    def _tell_digests(self, frames: Iterator[bytes]) -> None:
+        """Tell the primary what this side has, a little at a time, and then welcome it."""
+        if self.stream is None or self._finished:
+            return
+        try:
+            frame = next(frames, None)
+        except (KvmftError, OSError) as error:
+            reason = f"the replica on {self.config.host} cannot be read: {error}"
+            self._refuse(reason)
+            self.post(ev.Failed(reason))
+            return
+        if frame is None:
+            self.link.send(msg="base_taken")
+            self._send(encode_json(FrameType.WELCOME, {"host": self.config.host}))
+            return
+        if frame:
+            self._send(frame)
+        self.reactor.call_later(0, lambda: self._tell_digests(frames))
+
+    def _digest_frames(self) -> Iterator[bytes]:
+        """DIGESTS frames of the standby's memory and of the replica's disks; empty ones between."""
+        key = self.config.session.encode()
+        yield from self._take_base()
+        for index in range(len(self.memory.blocks)):
+            for start, end in _steps(self.memory.extents(index)):
+                found = digests_of(self.memory.view(index, start, end), MEMORY_UNIT, key)
+                yield _digests(OF_MEMORY, index, start // MEMORY_UNIT, found)
+        for index in range(len(self.config.disks)):
+            for start, end in _steps(self.disks.extents(index, DISK_UNIT)):
+                found = digests_of(self.disks.read(index, start, end), DISK_UNIT, key)
+                yield _digests(OF_DISK, index, start // DISK_UNIT, found)
+
+    def _take_base(self) -> Iterator[bytes]:
+        """Fill the standby from the memory that the former primary left on this host."""
+        base = self.config.base
+        if base is None:
+            return
+        for index, block in enumerate(self.memory.blocks):
+            descriptor = base.blocks.get(block.name)
+            if descriptor is None:
+                continue
+            try:
+                source = os.open(f"/proc/{base.pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                self.link.event("base_lost", f"the next sync sends all memory: {error}")
+                return
+            try:
+                size = min(block.size, os.fstat(source).st_size)
+                for start, end in _steps(list(data_extents(source, size))):
+                    data = os.pread(source, end - start, start)
+                    self.memory.fill(index, start, memoryview(data))
+                    punch_hole(source, start, end - start)  # so that it is not there twice
+                    yield b""
+            finally:
+                os.close(source)
 
     def _bye(self, farewell: dict[str, Any]) -> None:
         reason = str(farewell.get("reason"))
@@ -376,6 +464,15 @@ class SecondaryWorker:
         self.link.event("verdict", reason, won=won, generation=self.arbiter.generation)
         self.post(ev.Claimed(won, halted, reason))
 
+    def _recover_loaded(self, status: str) -> None:
+        """QEMU is past its loading: this side was claiming, or had won, when its worker was killed."""
+        if self.journal.load() is None or not read_mark(self.config.state_dir, self.config.session):
+            self.post(ev.Failed(f"the standby is {status}, but nothing says that it may be"))
+            return
+        waits = status in ("paused", "prelaunch")
+        stage = ev.Stage.LOADED if waits else ev.Stage.RUNNING
+        self.post(ev.Recovered(self.journal.committed, stage))
+
     def _recover(self) -> None:
         """After a restart: only a marked replica with a whole commit and a record may wait."""
         config = self.config
@@ -387,8 +484,8 @@ class SecondaryWorker:
 
     # -- activation ---------------------------------------------------------------------------------
 
-    def _activate(self, effect: ev.Activate) -> None:
-        """Load device state over the committed memory, and run (design section 2, item 6)."""
+    def _load(self, effect: ev.Load) -> None:
+        """Load device state over the committed memory (design section 2, item 6)."""
         begun = self.reactor.now()
         body = self.journal.load()
         assert body is not None
@@ -402,17 +499,54 @@ class SecondaryWorker:
             sock.sendall(stream)
             sock.shutdown(socket.SHUT_WR)
             self._wait_loaded()
+        self._loading = self.reactor.now() - begun
+        self.post(ev.Loaded())
+
+    def _run(self, _effect: ev.Run) -> None:
+        begun = self.reactor.now()
         self.monitor.execute("cont")
         done = self.reactor.now()
+        self.monitor.execute("announce-self", **ANNOUNCE)
+        self._runs = True
+        for index, packet in self._input:
+            self._put(index, packet)
+        self._input.clear()
         self.disks.sync_later()
         self.link.event(
             "activated",
-            f"runs from commit {effect.epoch}",
-            epoch=effect.epoch,
-            activation_ms=round((done - begun) * 1000, 1),
+            f"runs from commit {self.machine.committed}",
+            epoch=self.machine.committed,
+            activation_ms=round((self._loading + done - begun) * 1000, 1),
             since_loss_ms=round((done - self.lost_at) * 1000, 1) if self.lost_at else None,
         )
         self.post(ev.Activated())
+
+    def _carry_in(self, index: int, packet: bytes) -> None:
+        """A packet that reached the stopped primary: for the VM once it runs here."""
+        if self._runs:
+            self._put(index, packet)
+        elif self._input_bytes + len(packet) <= INPUT_BOUND:
+            self._input.append((index, packet))
+            self._input_bytes += len(packet)
+
+    def _put(self, index: int, packet: bytes) -> None:
+        tap = self._tap(index)
+        if tap is not None:
+            tap.put(packet)
+
+    def _tap(self, index: int) -> GuestInput | None:
+        if index not in self._taps:
+            nics = self.config.nics
+            name = tap_of(self._hmp, self.config.qemu_pid, nics[index]) if index < len(nics) else None
+            try:
+                self._taps[index] = GuestInput(self.reactor, name) if name else None
+            except OSError as error:
+                self.link.event("input_not_carried", f"input of {name} is dropped: {error}")
+                self._taps[index] = None
+        return self._taps[index]
+
+    def _hmp(self, line: str) -> str:
+        return str(self.monitor.execute("human-monitor-command", command_line=line))
 
     def _wait_loaded(self) -> None:
         until = self.reactor.now() + ACTIVATION_BOUND
@@ -477,3 +611,15 @@ class SecondaryWorker:
                 round((now - self.last_commit) * 1000, 1) if self.last_commit else None
             ),
         )
+
+
+def _steps(extents: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Cut extents [start, end) into pieces of at most DIGEST_CHUNK bytes."""
+    for begin, end in extents:
+        for start in range(begin, end, DIGEST_CHUNK):
+            yield start, min(start + DIGEST_CHUNK, end)
+
+
+def _digests(of: int, index: int, first: int, found: np.ndarray) -> bytes:
+    """A DIGESTS frame, or nothing where all is zero: that is what the primary assumes."""
+    return encode_digests(of, index, first, found.tobytes()) if found.any() else b""
