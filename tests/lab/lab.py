@@ -27,9 +27,13 @@ BOOT_SECONDS = 60
 class Lab:
     """One lab; several of different names can be up side by side."""
 
-    def __init__(self, name: str | None = None, release: str | None = None) -> None:
+    def __init__(
+        self, name: str | None = None, release: str | None = None, servers: int = 2
+    ) -> None:
         """`release` is the servers' Debian: by default what this lab was made with, or else what
         KVMFT_RELEASE says, or else 12."""
+        self.servers = ("node-a", "node-b", "node-c")[:servers]
+        self.hosts = (*self.servers, "witness")
         self.name = name or os.environ.get("KVMFT_LAB", "kvmft")
         self.base = Path("/var/lib/kvmft-lab") / self.name
         marker = self.base / "release"
@@ -58,11 +62,11 @@ class Lab:
                            check=True)  # fmt: skip
         if f"{self.name}-net" not in net.namespaces():
             net.make_bridges(self.name)
-        for host in net.HOSTS:
+        for host in self.hosts:
             if not self.is_on(host):
                 self._prepare(host, root, guests)
                 self.power_on(host, wait=False)
-        for host in net.HOSTS:
+        for host in self.hosts:
             self.wait_ssh(host)
         self._write_inventory()
 
@@ -93,7 +97,7 @@ class Lab:
 
     def status(self) -> dict[str, str]:
         """`on` or `off` per server."""
-        return {host: "on" if self.is_on(host) else "off" for host in net.HOSTS}
+        return {host: "on" if self.is_on(host) else "off" for host in self.hosts}
 
     # -- one server ---------------------------------------------------------------------------------
 
@@ -322,7 +326,7 @@ class Lab:
                     "kvmft_agent_options": {"detection_ms": 500},
                 },
                 "children": {
-                    "kvmft_hosts": {"hosts": {name: host(name) for name in ("node-a", "node-b")}},
+                    "kvmft_hosts": {"hosts": {name: host(name) for name in self.servers}},
                     "kvmft_arbiter": {"hosts": {"witness": host("witness")}},
                 },
             }

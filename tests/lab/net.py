@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 
 NETWORKS = {"mgmt": "10.90.0", "ft": "10.91.0", "mig": "10.92.0", "lan": "10.93.0"}
-HOSTS = {"node-a": 11, "node-b": 12, "witness": 13}
+HOSTS = {"node-a": 11, "node-b": 12, "witness": 13, "node-c": 14}
+"""Last byte of each server's address; a lab has two of the nodes, or all three."""
 CLIENT = 1
 """Last byte of the outside client's address in each network."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from kvmft.errors import KvmftError
 QMP_DIRECTORY = "/run/kvmft/qmp"
 TOKEN_DIRECTORY = "/run/kvmft/starting"
 RUN_DIRECTORY = "/run/kvmft/vm"
+BOOT_MARK = "/run/kvmft/boot"
 MEMORY_RESERVE = 64 << 20
 """Bytes beyond the VM's RAM that a QEMU needs."""
 
@@ -323,10 +325,20 @@ def replica_path(disk: dict[str, Any], vm: str, pool: str) -> str:
     return os.path.join(pool, f"{vm}-{disk['target']}.raw")
 
 
-def boot_id() -> str:
-    """What the kernel calls this boot; another one after every restart of the host."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+def boot_id(path: str = BOOT_MARK) -> str:
+    """A name of this boot, kept where only a restart of the host removes it.
+
+    The kernel's own boot id would do on a server; a container shares it with its host.
+    """
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        made = secrets.token_hex(8)
+        with open(path, "w", encoding="ascii") as file:
+            file.write(made)
+        return made
 
 
 def available_memory() -> int:

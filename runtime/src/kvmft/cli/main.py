@@ -12,8 +12,6 @@ from kvmft import __version__
 from kvmft.cli.client import SOCKET, ask
 from kvmft.errors import KvmftError
 
-WAIT_STATES = {"enable": ("protected",), "resume": ("protected",)}
-
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -37,6 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("enable", "turn fault tolerance on"), ("resume", "resume protection")):
         added = verb(name, text)
         added.add_argument("--secondary", help="host of the secondary")
+        added.add_argument("--allowed-host", action="append", metavar="HOST",
+                           help="a host on which the secondary may be (repeat it; default: all)")  # fmt: skip
         added.add_argument("--interval-ms", type=float, help="longest epoch in milliseconds")
         added.add_argument("--wait", type=float, metavar="SECONDS", default=0,
                            help="wait for `protected` at most so long")  # fmt: skip
@@ -45,6 +45,19 @@ def _parser() -> argparse.ArgumentParser:
     failover = verb("failover", "let the secondary take over")
     failover.add_argument("--mode", choices=("unplanned", "planned", "test"), default="planned")
     failover.add_argument("--target", help="the host that shall run the VM afterwards")
+    secondary = verbs.add_parser("secondary", help="move or test the secondary")
+    orders = secondary.add_subparsers(dest="order", required=True)
+    for name, text in (
+        ("move", "make the secondary anew on another host; the VM runs on"),
+        ("restart", "a test: kill the secondary; protection has to come back by itself"),
+    ):
+        added = orders.add_parser(name, help=text, description=text)
+        added.add_argument("vm", help="the VM's name in libvirt")
+        if name == "move":
+            added.add_argument("target", help="the host of the new secondary")
+        added.add_argument("--json", action="store_true", help="print JSON")
+        added.add_argument("--wait", type=float, metavar="SECONDS", default=0,
+                           help="wait for `protected` at most so long")  # fmt: skip
     verb("check", "all reasons why a VM cannot be protected")
     verb("audit", "compare the replica's memory with the VM's")
     events = verb("events", "what happened, in order, with reasons", vm=False)
@@ -116,15 +129,23 @@ def _change(options: argparse.Namespace) -> int:
     args: dict[str, Any] = {"vm": options.vm}
     if options.verb in ("enable", "resume"):
         args["secondary"] = options.secondary
+        args["allowed_hosts"] = options.allowed_host
         if options.interval_ms is not None:
             args["options"] = {"interval_ms": options.interval_ms}
     if options.verb == "failover":
         args |= {"mode": options.mode, "target": options.target}
-    result = ask(options.socket, f"vm_{options.verb}", **args)
+    op = f"vm_{options.verb}"
+    if options.verb == "secondary":
+        op = f"vm_{options.order}_secondary"
+        args |= {"target": options.target} if options.order == "move" else {}
+    begun = time.time()
+    result = ask(options.socket, op, **args)
     until = time.monotonic() + getattr(options, "wait", 0)
     while time.monotonic() < until:
         result["status"] = ask(options.socket, "vm_status", vm=options.vm)
-        if result["status"]["state"] in WAIT_STATES[options.verb]:
+        # What was shown before the secondary went does not count.
+        settled = options.verb != "secondary" or time.time() - begun > 1.5
+        if result["status"]["state"] == "protected" and settled:
             break
         time.sleep(0.2)
     print(json.dumps(result, indent=1) if options.json else render_status(result["status"]))

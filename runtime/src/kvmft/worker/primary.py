@@ -6,6 +6,7 @@ import os
 import pwd
 import select
 import signal
+import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
@@ -50,6 +51,8 @@ QUEUE_HIGH = 16 << 20
 """Bytes waiting for the FT log above which the disk capture stops answering."""
 DISK_LOG_URGENT = 32 << 20
 STATUS_EVERY = 0.5
+FIRST_SYNC_PATIENCE = 5.0
+"""Seconds of silence that are borne until there is a pair."""
 RELEASE_BOUND = 2.0
 QEMU_DEATH_MS = 300
 """How long QEMU's descriptors may be closed before its process counts as ended."""
@@ -95,7 +98,7 @@ class PrimaryWorker:
         self._wake: Timer | None = None
         self._finished = False
         self._bulk: _Bulk | None = None
-        self._guest_stopped_itself = False
+        self._shutdown: str | None = None
         self._suspending = False
         self._vm_died = False
         self._commands: dict[type, Callable[[Any], None]] = {
@@ -243,7 +246,10 @@ class PrimaryWorker:
         self.stream = ftlog.LogStream(
             self.reactor, sock, self._allocate, self._frame, self._stream_lost
         )
-        self.detector = SilenceDetector(config.detection, self.reactor.now())
+        # Until there is a pair, silence decides nothing and only costs the work that was done.
+        self.detector = SilenceDetector(
+            max(config.detection, FIRST_SYNC_PATIENCE), self.reactor.now()
+        )
         self.reactor.call_later(config.detection / 4, self._heartbeat)
         self._send(
             encode_json(
@@ -305,6 +311,8 @@ class PrimaryWorker:
             return
         now = self.reactor.now()
         self.detector.heard(self.stream.last_heard)
+        if self.machine.phase is Phase.EPOCHS:
+            self.detector.timeout = self.config.detection
         if self.detector.suspects(now):
             silence = self.detector.silent_for(now)
             self.post(ev.PeerLost(ev.Loss.SILENCE, f"no sign of life for {silence * 1000:.0f} ms"))
@@ -629,25 +637,33 @@ class PrimaryWorker:
         self.reactor.remove(self._pidfd)
 
     def _qemu_event(self, name: str, data: dict[str, Any]) -> None:
-        if name == "SHUTDOWN" and data.get("guest"):
-            self._guest_stopped_itself = True
+        if name == "SHUTDOWN":
+            self._shutdown = "guest" if data.get("guest") else "host"
 
     def _qemu_died(self, _mask: int) -> None:
         if self._vm_died:
             return
         self._vm_died = True
         self._unwatch_qemu()
-        powered_off = self._guest_stopped_itself or self._libvirt_says_shutdown()
-        reason = "the guest powered off" if powered_off else "QEMU died on the primary"
+        self.reactor.step(0)  # QEMU's last event may still wait in the monitor's socket
+        powered_off = self._shutdown == "guest" or self._ended_on_purpose()
+        reason = "the VM was powered off" if powered_off else "QEMU died on the primary"
         self.link.event("vm_died", reason)
         self.post(ev.VmDied(reason, powered_off))
 
-    def _libvirt_says_shutdown(self) -> bool:
-        """Ask libvirt why the domain stopped; needed where QEMU's events do not reach us."""
-        if self.config.own_monitor:
+    def _ended_on_purpose(self) -> bool:
+        """True when libvirt ended the VM because somebody asked it to; a host that goes down ends
+        its VMs as well, and that is what the secondary is for.
+
+        Without a monitor of ours QEMU's events do not reach us, so libvirt is asked in any case.
+        """
+        if self.config.own_monitor and self._shutdown is None:
             return False
         import libvirt
 
+        wanted = {libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED}
+        if not self.config.own_monitor:
+            wanted.add(libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN)
         until = time.monotonic() + 0.3
         while time.monotonic() < until:
             try:
@@ -655,8 +671,7 @@ class PrimaryWorker:
             except libvirt.libvirtError:
                 return False
             if state == libvirt.VIR_DOMAIN_SHUTOFF:
-                return bool(reason in (libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN,
-                                       libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED))  # fmt: skip
+                return reason in wanted and not host_goes_down()
             time.sleep(0.01)
         return False
 
@@ -795,3 +810,13 @@ def qemu_owner(pid: int) -> tuple[int, int]:
         return status.st_uid, pwd.getpwuid(status.st_uid).pw_gid
     except KeyError:
         return status.st_uid, status.st_gid
+
+
+def host_goes_down() -> bool:
+    """True while systemd shuts this host down."""
+    try:
+        done = subprocess.run(["systemctl", "is-system-running"], capture_output=True, text=True,
+                              check=False, timeout=1)  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.stdout.strip() == "stopping"

@@ -44,7 +44,7 @@ from kvmft.core.wire import (
 from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.link import AgentLink
-from kvmft.worker.primary import qemu_directory
+from kvmft.worker.primary import FIRST_SYNC_PATIENCE, qemu_directory
 from kvmft.worker.replica import ReplicaDisks, read_mark, write_mark
 
 STATUS_EVERY = 0.5
@@ -229,7 +229,9 @@ class SecondaryWorker:
         self.stream = ftlog.LogStream(
             self.reactor, sock, self._allocate, self._frame, self._stream_lost
         )
-        self.detector = SilenceDetector(self.config.detection, self.reactor.now())
+        self.detector = SilenceDetector(
+            max(self.config.detection, FIRST_SYNC_PATIENCE), self.reactor.now()
+        )
         self._greeted = False
         self.reactor.call_later(self.config.detection / 4, self._heartbeat)
 
@@ -385,6 +387,8 @@ class SecondaryWorker:
             return
         now = self.reactor.now()
         self.detector.heard(self.stream.last_heard)
+        if self.machine.phase is StandbyPhase.READY:
+            self.detector.timeout = self.config.detection
         if self.detector.suspects(now):
             silence = self.detector.silent_for(now)
             self.lost_at = now
@@ -508,8 +512,7 @@ class SecondaryWorker:
         done = self.reactor.now()
         self.monitor.execute("announce-self", **ANNOUNCE)
         self._runs = True
-        for index, packet in self._input:
-            self._put(index, packet)
+        carried = sum(self._put(index, packet) for index, packet in self._input)
         self._input.clear()
         self.disks.sync_later()
         self.link.event(
@@ -518,6 +521,7 @@ class SecondaryWorker:
             epoch=self.machine.committed,
             activation_ms=round((self._loading + done - begun) * 1000, 1),
             since_loss_ms=round((done - self.lost_at) * 1000, 1) if self.lost_at else None,
+            carried_packets=carried,
         )
         self.post(ev.Activated())
 
@@ -529,10 +533,9 @@ class SecondaryWorker:
             self._input.append((index, packet))
             self._input_bytes += len(packet)
 
-    def _put(self, index: int, packet: bytes) -> None:
+    def _put(self, index: int, packet: bytes) -> bool:
         tap = self._tap(index)
-        if tap is not None:
-            tap.put(packet)
+        return tap is not None and tap.put(packet)
 
     def _tap(self, index: int) -> GuestInput | None:
         if index not in self._taps:
