@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ class Lab:
     """One lab; several of different names can be up side by side."""
 
     def __init__(
-        self, name: str | None = None, release: str | None = None, servers: int = 2
-    ) -> None:
+        self, name: str | None = None, release: str | None = None, servers: int = 2,
+        other: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """`release` is the servers' Debian: by default what this lab was made with, or else what
-        KVMFT_RELEASE says, or else 12."""
+        KVMFT_RELEASE says, or else 12. `other` gives it for single servers that differ."""
+        self.other = dict(other or {})
         self.servers = ("node-a", "node-b", "node-c")[:servers]
         self.hosts = (*self.servers, "witness")
         self.name = name or os.environ.get("KVMFT_LAB", "kvmft")
@@ -49,7 +52,7 @@ class Lab:
 
     def up(self) -> None:
         """Make what is not there yet, and boot what is off."""
-        root = images.server_root(self.release)
+        roots = {host: images.server_root(self.other.get(host, self.release)) for host in self.hosts}
         guests = {"postgres": images.postgres_guest(), "quick": images.quick_guest()}
         self.build.mkdir(parents=True, exist_ok=True)
         marker = self.base / "release"
@@ -64,7 +67,7 @@ class Lab:
             net.make_bridges(self.name)
         for host in self.hosts:
             if not self.is_on(host):
-                self._prepare(host, root, guests)
+                self._prepare(host, roots[host], guests)
                 self.power_on(host, wait=False)
         for host in self.hosts:
             self.wait_ssh(host)
