@@ -91,7 +91,7 @@ def test_another_base_that_we_hold_is_claimed_from() -> None:
     claim = solo(Holdings((R1, R2)))
     claim.start()
     effects = claim.on_reply(1, Reply(False, R1.to_bytes()))
-    assert sent(effects).base == R1 and sent(effects).new.gen == 2
+    assert sent(effects).base == R1 and sent(effects).new.gen == 3, "above what was named"
     assert isinstance(effects[1], Persist), "written ahead too"
 
 
@@ -171,3 +171,21 @@ def test_a_record_with_an_impossible_field_is_refused(field: str, value: object)
 def test_equal_records_have_equal_bytes_and_come_back_equal() -> None:
     assert records.from_bytes(R2.to_bytes(), CLUSTER) == R2
     assert R2.to_bytes() != R3B.to_bytes()
+
+
+def test_a_named_pair_that_was_never_written_is_burnt_so_that_its_secondary_loses() -> None:
+    """The primary was killed after it named the pair. It goes on alone from the record before; the
+    secondary, which holds the named one, must not stay undecided for ever."""
+    nonces = iter(f"{n:032x}" for n in range(1, 100)).__next__
+    alone = records.first("0" * 32, "a", "b", nonces())
+    named = records.paired(alone, "a", "b", nonces(), 1)
+    claim = Claim.solo("0" * 32, "a", "b", Holdings((alone, named), ()), nonces)
+    claim.start()
+    effects = claim.on_reply(1, Reply(False, alone.to_bytes()))
+    sent = next(effect for effect in effects if isinstance(effect, SendTxn))
+    assert sent.base == alone and sent.new.gen > named.gen
+    claim.on_reply(2, Reply(True, None))
+    other = Claim.solo("0" * 32, "b", "a", Holdings((named,), ()), nonces)
+    other.start()
+    other.on_reply(1, Reply(False, sent.new.to_bytes()))
+    assert other.decided is not None and other.decided.verdict is Verdict.LOST

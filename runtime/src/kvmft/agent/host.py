@@ -307,14 +307,37 @@ class Host:
             raise KvmftError("start", f"VM {vm} does not start: {error}.",
                              "See /var/log/libvirt/qemu on this host.") from error  # fmt: skip
 
-    def define_activated(self, vm: str) -> None:
-        """Keep the activated standby as an ordinary, defined domain."""
+    def definition(self, vm: str) -> str:
+        """The domain XML that keeps a standby, once it runs, as an ordinary domain."""
         import libvirt
 
-        xml = self._lookup(vm).XMLDesc(
-            libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
-        )
-        self._libvirt().defineXML(dom.persistent_xml(xml))
+        flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
+        return dom.persistent_xml(self._lookup(vm).XMLDesc(flags))
+
+    def define(self, xml: str) -> None:
+        """Have libvirt keep a domain."""
+        import libvirt
+
+        try:
+            self._libvirt().defineXML(xml)
+        except libvirt.libvirtError as error:
+            raise KvmftError("define", f"libvirt does not keep the VM: {error}.",
+                             "See libvirtd's log.") from error  # fmt: skip
+
+    def define_activated(self, vm: str) -> None:
+        """Keep the activated standby as an ordinary, defined domain."""
+        self.define(self.definition(vm))
+
+    def crashed(self, vm: str) -> bool:
+        """True when libvirt says of a VM that is off that its QEMU ended without being asked to."""
+        import libvirt
+
+        try:
+            state, reason = self._lookup(vm).state()
+        except (KvmftError, libvirt.libvirtError):
+            return False
+        failed = (libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, libvirt.VIR_DOMAIN_SHUTOFF_FAILED)
+        return state == libvirt.VIR_DOMAIN_SHUTOFF and reason in failed
 
 
 def replica_path(disk: dict[str, Any], vm: str, pool: str) -> str:

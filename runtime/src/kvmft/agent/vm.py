@@ -16,13 +16,15 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from kvmft.adapters.arbiter_client import claims_path
-from kvmft.adapters.durable import remove_durably
+from kvmft.adapters.durable import remove_durably, write_durably
 from kvmft.agent.host import RUN_DIRECTORY, Found, boot_id
 from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import VmState
 from kvmft.agent.workers import WorkerProcess
+from kvmft.core.arbitration import holdings_from_bytes
 from kvmft.core.domain import compliance, describe
+from kvmft.core.records import Mode
 from kvmft.errors import KvmftError
 
 if TYPE_CHECKING:
@@ -144,12 +146,17 @@ class ManagedVm:
             self._save()
 
     async def _primary_is_off(self) -> None:
-        """Off by itself, or after a power cut, or because its QEMU died: only the first is final."""
+        """Off on purpose, or after a power cut, or because its QEMU died: only the first is final."""
         state = self.state
         now, rebooted = time.monotonic(), state.boot != boot_id()
         if self._off_since is None:
             self._off_since = now
-        if state.may_start and not (state.running and rebooted):
+        crashed = state.running and not rebooted and await asyncio.to_thread(
+            self._agent.host.crashed, state.vm
+        )
+        if state.may_start and crashed:
+            await self._boot("its QEMU crashed while it had no secondary")
+        elif state.may_start and not (state.running and rebooted):
             if state.running:
                 state.running = False
                 self._save()
@@ -292,6 +299,8 @@ class ManagedVm:
             agent.config.storage_pool, state.session,
         )  # fmt: skip
         replicas.keep(disk["path"] for disk in state.disks)
+        definition = await asyncio.to_thread(agent.host.definition, state.vm)
+        write_durably(self._definition, definition.encode(), 0o600)
         self._save()
         self._recover = False
         self._listening = asyncio.get_running_loop().create_future()
@@ -328,9 +337,23 @@ class ManagedVm:
         except KvmftError:
             found = None
         if found is None or not found.running:
-            await self._go_stale("the standby did not survive")
+            if self._may_have_won():
+                await self._claim_to_start()
+            else:
+                await self._go_stale("the standby did not survive")
             return
         await self._launch(self._secondary_config(found.pid, resume=True))
+
+    def _may_have_won(self) -> bool:
+        """True when this side was claiming, or had won, when its host lost power: its disks were
+        made durable before it asked, so they may start if the arbiter has our record."""
+        path = claims_path(self._agent.store.directory(self.state.vm))
+        try:
+            with open(path, "rb") as file:
+                held = holdings_from_bytes(file.read(), self._agent.config.cluster_id)
+        except (OSError, KvmftError):
+            return False
+        return bool(held.written) or any(record.mode is Mode.SOLO for record in held.bases)
 
     async def discard(self, caller: str) -> None:
         """The primary on `caller` turned FT off or moved its secondary: let the standby go.
@@ -472,6 +495,8 @@ class ManagedVm:
                 if state.role == "secondary":
                     if outcome == "activated":
                         await self._became_primary()
+                    elif outcome == "solo":
+                        await self._boot_replica(reason)
                     else:
                         await self._go_stale(reason)
                 elif state.role == "primary":
@@ -492,6 +517,20 @@ class ManagedVm:
         await asyncio.to_thread(self._agent.host.define_activated, state.vm)
         self._show("need_secondary", f"took over from {state.peer}")
         self._later(0.3)
+
+    async def _boot_replica(self, reason: str) -> None:
+        """This side had taken over, and its host lost power before that was written down."""
+        state = self.state
+        state.role, state.may_start = "primary", True
+        self._save()
+        with open(self._definition, encoding="utf-8") as file:
+            await asyncio.to_thread(self._agent.host.define, file.read())
+        await self._boot(reason)
+
+    @property
+    def _definition(self) -> str:
+        """Where the domain is kept that a standby becomes."""
+        return os.path.join(self._agent.store.directory(self.state.vm), "domain.xml")
 
     async def _primary_ended(self, outcome: str, reason: str) -> None:
         state = self.state

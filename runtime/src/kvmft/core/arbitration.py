@@ -172,10 +172,14 @@ class Claim:
                 "Its replica needs a new sync; `kvmft enable` on the side that runs.",
             )
 
-        def make(base: Record) -> Record:
-            return records.solo(base, me, peer, nonces())
-
         base = max(holdings.bases, key=lambda record: record.gen)
+        # Above every base, also where an older one turns out to stand: a pair's record that was named
+        # and never written is burnt by this, so that the secondary that holds it learns that it lost.
+        generation = base.gen + 1
+
+        def make(older: Record) -> Record:
+            return records.solo(older, me, peer, nonces(), generation)
+
         return cls(cluster, me, holdings, base, make, make(base), write_ahead=True)
 
     @classmethod

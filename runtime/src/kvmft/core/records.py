@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 
 from kvmft.errors import KvmftError
@@ -40,9 +40,9 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """Canonical bytes: JSON with sorted keys and no spaces. Equal records, equal bytes."""
-        value = asdict(self)
+        value = {name: getattr(self, name) for name in _FIELDS}
         value["mode"] = self.mode.value
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def _malformed(why: str) -> KvmftError:
@@ -86,9 +86,11 @@ def first(cluster: str, holder: str, peer: str, nonce: str) -> Record:
     return Record(cluster, 1, Mode.SOLO, holder, peer, nonce, 0)
 
 
-def solo(base: Record, holder: str, peer: str, nonce: str) -> Record:
-    """The successor of `base` in which `holder` alone may run."""
-    return Record(base.cluster, base.gen + 1, Mode.SOLO, holder, peer, nonce, base.epoch)
+def solo(base: Record, holder: str, peer: str, nonce: str, gen: int | None = None) -> Record:
+    """The successor of `base` in which `holder` alone may run; of generation `gen`, which is above
+    that of `base`, or of the next one."""
+    number = base.gen + 1 if gen is None else gen
+    return Record(base.cluster, number, Mode.SOLO, holder, peer, nonce, base.epoch)
 
 
 def paired(base: Record, holder: str, peer: str, nonce: str, epoch: int) -> Record:

@@ -18,6 +18,8 @@ class ReplicaDisks:
 
     def __init__(self, disks: list[tuple[str, int]]) -> None:
         self._files: list[tuple[int, int]] = []
+        self._syncing: threading.Thread | None = None
+        self._sync_error: OSError | None = None
         for path, size in disks:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if os.fstat(descriptor).st_size != size:
@@ -87,13 +89,37 @@ class ReplicaDisks:
         return view
 
     def sync_later(self) -> None:
-        """Have what was applied so far written to the medium, without waiting for it.
+        """Begin to write what was applied to the medium, unless that is under way already."""
+        if self._syncing is None or not self._syncing.is_alive():
+            self._syncing = threading.Thread(target=self._sync, name="sync")
+            self._syncing.start()
 
-        The guest believes in writes it flushed before the failover; QEMU's next flush of the same
-        file covers them too, and this shortens the time until then.
+    def sync_end(self) -> None:
+        """Wait until everything that was applied before the last `sync_later` is on the medium.
+
+        KvmftError `replica_disk` when the device refused it.
         """
-        for descriptor, _size in self._files:
-            threading.Thread(target=os.fdatasync, args=(descriptor,), daemon=False).start()
+        if self._syncing is not None:
+            self._syncing.join()
+        if self._sync_error is not None:
+            raise KvmftError(
+                "replica_disk",
+                f"The replica's disks cannot be made durable on this host: {self._sync_error}.",
+                "Replace the device; protection then comes back by itself.",
+            ) from self._sync_error
+
+    def sync(self) -> None:
+        """Have everything that was applied on the medium before this returns."""
+        self.sync_end()
+        self.sync_later()
+        self.sync_end()
+
+    def _sync(self) -> None:
+        try:
+            for descriptor, _size in self._files:
+                os.fdatasync(descriptor)
+        except OSError as error:
+            self._sync_error = error
 
     def close(self) -> None:
         """Close the files."""

@@ -53,6 +53,8 @@ FIRST_CONTACT = 30.0
 """Seconds in which the primary must have connected."""
 DIGEST_CHUNK = 4 << 20
 """Bytes hashed between two looks at what else is to be done."""
+SYNC_EVERY = 0.2
+"""Seconds between two flushes of the replica's disks while epochs come in."""
 INPUT_BOUND = 4 << 20
 """Bytes of carried input that wait for the VM; more is dropped, as a network may."""
 ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
@@ -82,6 +84,7 @@ class SecondaryWorker:
         self.last_commit = 0.0
         self.lost_at = 0.0
         self._loading = 0.0
+        self._synced_at = 0.0
         self._queue: deque[ev.Event] = deque()
         self._busy = False
         self._finished = False
@@ -430,6 +433,10 @@ class SecondaryWorker:
         parts = split_checkpoint(body)
         self._apply_memory(parts.runs, parts.pages)
         self.disks.apply(parts.writes, parts.write_data)
+        if len(parts.writes) and self.reactor.now() > self._synced_at + SYNC_EVERY:
+            # In the background, so that little is left to do when this side takes over.
+            self._synced_at = self.reactor.now()
+            self.disks.sync_later()
         self.post(ev.Applied(effect.epoch))
 
     def _apply_memory(self, table: memoryview, data: memoryview) -> None:
@@ -489,8 +496,11 @@ class SecondaryWorker:
     # -- activation ---------------------------------------------------------------------------------
 
     def _load(self, effect: ev.Load) -> None:
-        """Load device state over the committed memory (design section 2, item 6)."""
+        """Load device state over the committed memory (design section 2, item 6), and have the
+        disks durable: once the claim is won they are the VM's only ones, also after a power cut."""
         begun = self.reactor.now()
+        self.disks.sync_end()
+        self.disks.sync_later()
         body = self.journal.load()
         assert body is not None
         state = split_checkpoint(body).device_state
@@ -503,6 +513,7 @@ class SecondaryWorker:
             sock.sendall(stream)
             sock.shutdown(socket.SHUT_WR)
             self._wait_loaded()
+        self.disks.sync_end()
         self._loading = self.reactor.now() - begun
         self.post(ev.Loaded())
 
@@ -514,7 +525,6 @@ class SecondaryWorker:
         self._runs = True
         carried = sum(self._put(index, packet) for index, packet in self._input)
         self._input.clear()
-        self.disks.sync_later()
         self.link.event(
             "activated",
             f"runs from commit {self.machine.committed}",

@@ -1,0 +1,448 @@
+"""Two hosts with their agents: what is durable, what a restart finds, and the next step.
+
+This follows `kvmft.agent.vm`: level-triggered, one step at a time, tried again a little later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvmft.core.arbitration import Holdings
+from kvmft.core.events import Outcome, StopAsked, SwitchAsked, VmDied
+from kvmft.core.records import Mode
+from kvmft.core.secondary import StandbyPhase
+from kvmft.sim.history import History, Point
+from kvmft.sim.sides import ClaimWorker, PrimaryWorker, Qemu, SecondaryWorker, Worker
+from kvmft.sim.world import Connection, SimArbiter, Token, Wire, World
+
+STEP = 0.3
+RETRY = 0.4
+AGENT_RESTART = 0.4
+TAKEOVER_TIME = 3.0
+
+
+class Host:
+    """One server. What a power cut takes and what it leaves is said at `power_off`."""
+
+    def __init__(self, cluster: Cluster, index: int, name: str) -> None:
+        self.cluster = cluster
+        self.world: World = cluster.world
+        self.arbiter: SimArbiter = cluster.arbiter
+        self.history: History = cluster.history
+        self.index = index
+        self.name = name
+        self.alive = True
+        self.frozen_until = 0.0
+        self.arbiter_cut = False
+        self.boot = 1
+        # durable
+        self.role = "none"
+        self.desired = "enabled"
+        self.may_start = False
+        self.ran = False
+        self.seen_boot = 0
+        self.session = 0
+        self.holdings = Holdings()
+        self.mark: int | None = None
+        self.disk: Point | None = None
+        # of this boot
+        self.journal: tuple[int, Point] | None = None
+        self.qemu: Qemu | None = None
+        # of this agent
+        self.agent = Token()
+        self.worker: Worker | None = None
+        self.shown = "disabled"
+        self.crashed = False
+        self.disk_synced = True
+        self.disk_trouble = 0.0
+        self.steps_to_live = 0
+        self.dies_whole = False
+        self._regain = False
+        self._recover = False
+        self._not_before = 0.0
+        self._off_since: float | None = None
+        self.world.at(0.0, self, self.agent, self._loop)
+
+    @property
+    def peer(self) -> Host:
+        """The other host."""
+        return self.cluster.hosts[1 - self.index]
+
+    @property
+    def vm_runs(self) -> bool:
+        """True when libvirt here shows the VM as active, and not as a standby."""
+        return self.qemu is not None and not self.qemu.dead and not self.qemu.standby
+
+    # -- the agent's loop ---------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        if self.worker is None and self.world.now >= self._not_before:
+            self._step()
+        self.world.at(STEP, self, self.agent, self._loop)
+
+    def _step(self) -> None:
+        if self.role == "secondary" and self._recover:
+            self._recover_secondary()
+        elif self.role == "stale":
+            if self.vm_runs:
+                self._destroy()
+        elif self.role == "primary":
+            if not self.vm_runs:
+                self._primary_is_off()
+                return
+            self._off_since, self.ran, self.seen_boot = None, True, self.boot
+            if self._regain:
+                self._start(PrimaryWorker(self, self._qemu(), self.peer.name, None))
+            elif self.desired == "enabled":
+                self._pair()
+            else:
+                self.shown = "suspended"
+
+    def _qemu(self) -> Qemu:
+        assert self.qemu is not None
+        return self.qemu
+
+    def _start(self, worker: PrimaryWorker | SecondaryWorker | ClaimWorker) -> None:
+        self.worker = worker
+        worker.start()
+
+    def _pair(self) -> None:
+        self._not_before = self.world.now + RETRY
+        if not self.cluster.reachable(self, self.peer):
+            return
+        session = self.cluster.next_session()
+        if not self.peer.prepare(session):
+            return
+        self.session, self.may_start = session, False
+        self._start(PrimaryWorker(self, self._qemu(), self.peer.name, session))
+
+    def _primary_is_off(self) -> None:
+        rebooted = self.seen_boot != self.boot
+        if self._off_since is None:
+            self._off_since = self.world.now
+        if self.may_start and self.ran and self.crashed and not rebooted:
+            self._boot()
+        elif self.may_start and not (self.ran and rebooted):
+            self.ran = False
+            self.shown = "need_secondary"
+        elif self.may_start:
+            self._boot()
+        elif rebooted or self.world.now >= self._off_since + TAKEOVER_TIME:
+            self._start(ClaimWorker(self, self.peer.name))
+
+    def _boot(self) -> None:
+        """Start the VM from this host's disk."""
+        if self.disk is None:
+            self.world.forbid("I5", f"{self.name} boots from a disk that is a mixture")
+            return
+        self.may_run("boots")
+        self.history.check_start(self.disk, "boots", "I5")
+        self.seen_boot, self.ran, self.crashed = self.boot, True, False
+        self.qemu = Qemu(self, self.history.begin(self.disk))
+        self.qemu.running = True
+        self.disk = self.qemu.point
+        self.world.count("cold boot")
+        self.world.note(self.name, "boots the VM from its disk")
+
+    def may_run(self, what: str) -> None:
+        """Check that the arbiter's newest record gives this host the right to run (I1)."""
+        top = self.arbiter.top
+        if self.arbiter.tampered or top is None:
+            return
+        if top.holder != self.name or (top.mode is not Mode.SOLO and what != "boots"):
+            self.world.forbid("I1", f"{self.name} {what}, but generation {top.gen} is {top.holder}'s")
+
+    # -- the standby --------------------------------------------------------------------------------
+
+    def prepare(self, session: int) -> bool:
+        """The peer asks for a standby; False when it is refused."""
+        worker = self.worker
+        if self.role == "primary" and self.vm_runs:
+            return False
+        if isinstance(worker, SecondaryWorker) and not worker.finished:
+            if worker.machine.phase in (
+                StandbyPhase.LOADING, StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING,
+            ):  # fmt: skip
+                return False
+            worker.post(StopAsked())
+        if self.role == "secondary" and self.vm_runs:
+            return False
+        if worker is not None:
+            worker.dead = True
+            worker.drop()
+        self._destroy()
+        self.role, self.session, self.may_start, self.ran = "secondary", session, False, False
+        self.desired, self.holdings = "enabled", Holdings()
+        self.qemu = Qemu(self)
+        self._recover = self._regain = False
+        self._start(SecondaryWorker(self, self.qemu, self.peer.name, session))
+        return True
+
+    def accept(self, primary: PrimaryWorker, session: int | None) -> Connection | None:
+        """The primary's worker connects to the standby of `session`."""
+        worker = self.worker
+        if (
+            not isinstance(worker, SecondaryWorker)
+            or worker.session != session
+            or worker.connection is not None
+            or worker.finished
+            or not self.cluster.reachable(primary.host, self)
+        ):
+            return None
+        ends: list[Any] = [None, None]
+        ends[primary.host.index], ends[self.index] = primary, worker
+        worker.connection = Connection(self.cluster.wire, ends)
+        return worker.connection
+
+    def _recover_secondary(self) -> None:
+        self._recover = False
+        if self.qemu is None or self.qemu.dead:
+            held = self.holdings
+            if held.written or any(record.mode is Mode.SOLO for record in held.bases):
+                self._start(ClaimWorker(self, self.peer.name))
+            else:
+                self._go_stale()
+            return
+        worker = SecondaryWorker(self, self.qemu, self.peer.name, self.session)
+        self.worker = worker
+        worker.resume()
+
+    def _go_stale(self) -> None:
+        self.role = "stale"
+        self._destroy()
+        self.shown = "disabled"
+
+    def _destroy(self) -> None:
+        if self.qemu is not None:
+            self.qemu.dead, self.qemu.running = True, False
+            self.qemu = None
+
+    # -- conclusions --------------------------------------------------------------------------------
+
+    def worker_ended(self, worker: Worker, outcome: Outcome) -> None:
+        """Draw the conclusion from how a worker ended."""
+        if self.worker is not worker:
+            return
+        worker.dead = True
+        self.worker = None
+        if self.role == "secondary":
+            if worker.role == "claim" and outcome is Outcome.SOLO:
+                self.role, self.may_start = "primary", True
+                self._boot()
+            elif outcome is Outcome.ACTIVATED:
+                self.role, self.may_start, self.ran = "primary", True, True
+                self.seen_boot, self._regain, self.desired = self.boot, False, "enabled"
+                self._not_before = self.world.now + 0.3
+            else:
+                self._go_stale()
+            return
+        self._not_before = self.world.now + RETRY
+        if outcome is Outcome.HANDED_OVER:
+            self.role, self.may_start, self.ran = "stale", False, False
+        elif outcome is Outcome.FENCED:
+            self.role, self.may_start = "stale", False
+            self._destroy()
+            self.shown = "fenced"
+        elif outcome in (Outcome.SOLO, Outcome.DETACHED):
+            self.may_start, self._regain = True, False
+            if worker.role == "claim":
+                self._boot()
+            elif self.qemu is None or self.qemu.dead:
+                self.cluster.powered_off = outcome is Outcome.DETACHED
+        else:
+            self._regain = not self.may_start
+            if worker.role == "claim":
+                self.shown = "fenced"
+
+    # -- what happens to it -------------------------------------------------------------------------
+
+    def kill_agent(self) -> None:
+        """kill -9: its workers die with it, the kernel closes their connections."""
+        if self.agent.dead or not self.alive:
+            return
+        self.world.note(self.name, "the agent is killed")
+        self.agent.dead = True
+        self._kill_worker(self.worker)
+        if self.qemu is not None:
+            self.qemu.captured = []
+        boot = self.boot
+        self.world.at(AGENT_RESTART, self, None, self._agent_starts, boot)
+
+    def _kill_worker(self, worker: Worker | None) -> None:
+        if worker is not None:
+            connection = worker.connection
+            worker.dead = True
+            if connection is not None:
+                connection.close(self.index)
+        self.worker = None
+
+    def _agent_starts(self, boot: int) -> None:
+        if not self.alive or boot != self.boot or not self.agent.dead:
+            return
+        self.agent = Token()
+        self.worker = None
+        self._regain = self.role == "primary" and not self.may_start
+        self._recover = self.role == "secondary"
+        self._not_before = 0.0
+        self._off_since = None
+        self.steps_to_live = 0
+        self.world.note(self.name, "the agent starts")
+        self.world.at(0.0, self, self.agent, self._loop)
+
+    def power_off(self) -> None:
+        """Everything in memory is gone; state, claims, mark and disk stay as they are."""
+        if not self.alive:
+            return
+        self.world.note(self.name, "loses power")
+        self.alive = False
+        self.frozen_until = 0.0
+        self.agent.dead = True
+        for connection in list(self.cluster.wire.connections):
+            connection.gone(self.index)
+            connection.doubt(1 - self.index)
+        if self.worker is not None:
+            self.worker.dead = True
+            self.worker = None
+        self._destroy()
+        self.journal = None
+        if not self.disk_synced:
+            self.disk = None  # what was applied was partly in the page cache
+
+    def power_on(self) -> None:
+        """The host boots, and its agent starts."""
+        if self.alive:
+            return
+        self.world.note(self.name, "has power again")
+        self.alive = True
+        self.boot += 1
+        self._agent_starts(self.boot)
+
+    def freeze(self, seconds: float) -> None:
+        """Nothing of this host runs for a while; then it goes on as if nothing had been."""
+        if not self.alive:
+            return
+        self.world.note(self.name, f"is frozen for {seconds:.1f} s")
+        self.frozen_until = self.world.now + seconds
+        for connection in list(self.cluster.wire.connections):
+            connection.doubt(1 - self.index)
+
+    def kill_qemu(self) -> None:
+        """kill -9 of the VM's or the standby's QEMU."""
+        qemu = self.qemu
+        if qemu is None or qemu.dead:
+            return
+        self.world.note(self.name, "QEMU is killed")
+        self.crashed = not qemu.standby
+        qemu.dead, qemu.running = True, False
+        self._tell_death("QEMU died", False)
+
+    def shut_down_guest(self) -> None:
+        """The guest powers itself off."""
+        qemu = self.qemu
+        if qemu is None or qemu.dead or qemu.standby or not qemu.running:
+            return
+        self.world.note(self.name, "the guest powers off")
+        self.crashed = False
+        qemu.dead, qemu.running = True, False
+        if self.worker is None:
+            self.ran, self.cluster.powered_off = False, self.may_start
+        self._tell_death("the guest powered off", True)
+
+    def _tell_death(self, reason: str, powered_off: bool) -> None:
+        worker = self.worker
+        if worker is None or worker.finished or worker.role == "claim":
+            return
+        if worker.role == "secondary":
+            worker.send("REFUSAL", reason)
+        worker.later(0.001, VmDied(reason, powered_off))
+
+    # -- orders -------------------------------------------------------------------------------------
+
+    def order_switch(self) -> None:
+        """A person asks for a planned switchover."""
+        if isinstance(self.worker, PrimaryWorker) and self.worker.machine.protected:
+            self.world.note(self.name, "a planned switchover is ordered")
+            self.worker.post(SwitchAsked())
+
+    def order_suspend(self) -> None:
+        """A person suspends protection."""
+        if isinstance(self.worker, PrimaryWorker):
+            self.desired = "suspended"
+            self.worker.post(StopAsked(suspend=True))
+
+
+class Cluster:
+    """The whole: two hosts, their network, the arbiter, one VM."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.arbiter = SimArbiter(world)
+        self.history = History(world)
+        self.wire = Wire(world)
+        self.commits: set[tuple[int, int]] = set()
+        self.powered_off = False
+        self.chaos = Token()
+        self._sessions = 0
+        self.hosts = [Host(self, 0, "a"), Host(self, 1, "b")]
+        first = self.hosts[0]
+        first.role, first.may_start = "primary", True
+        first.qemu = Qemu(first, self.history.begin((-1, 0)))
+        first.qemu.running = True
+        first.disk = first.qemu.point
+        world.at(0.01, None, None, self._live)
+
+    def later(self, delay: float, act: Callable[..., None], *args: Any) -> None:
+        """Have a fault, or the end of one, happen in `delay` seconds, unless all is healed then."""
+        self.world.at(delay, None, self.chaos, act, *args)
+
+    def next_session(self) -> int:
+        """A number for a new session."""
+        self._sessions += 1
+        return self._sessions
+
+    def reachable(self, one: Host, other: Host) -> bool:
+        """True when a request of `one` is answered by the agent of `other`."""
+        return (
+            other.alive
+            and not other.agent.dead
+            and other.frozen_until <= self.world.now
+            and not self.wire.cut[one.index]
+            and not self.wire.cut[other.index]
+        )
+
+    def was_committed(self, session: int | None, epoch: int) -> bool:
+        """True when a secondary made this epoch survive a kill of its worker."""
+        return (session, epoch) in self.commits
+
+    def _live(self) -> None:
+        """The guest works: it writes to its disk and then answers a client."""
+        world = self.world
+        for host in self.hosts:
+            qemu = host.qemu
+            if qemu is None or not qemu.running or qemu.dead or not host.alive:
+                continue
+            if max(host.frozen_until, qemu.frozen_until) > world.now:
+                continue
+            qemu.tick += 1
+            host.disk = qemu.point
+            if not qemu.hold:
+                self.history.show(qemu.point)
+            elif isinstance(host.worker, PrimaryWorker) and host.worker.qemu is qemu:
+                host.worker.output(qemu.point)
+        world.at(0.05 + 0.2 * world.rng.random(), None, None, self._live)
+
+    @property
+    def protected(self) -> bool:
+        """True when the VM is protected, as both sides see it."""
+        workers = [host.worker for host in self.hosts]
+        one = next((each for each in workers if isinstance(each, PrimaryWorker)), None)
+        other = next((each for each in workers if isinstance(each, SecondaryWorker)), None)
+        return (
+            one is not None
+            and other is not None
+            and one.machine.protected
+            and other.machine.phase is StandbyPhase.READY
+            and one.connection is not None
+            and one.connection is other.connection
+        )

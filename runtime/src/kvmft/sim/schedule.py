@@ -1,0 +1,63 @@
+"""One schedule: pair, let faults happen, heal, and see that the system comes to life again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvmft.sim.faults import KINDS, heal
+from kvmft.sim.hosts import Cluster
+from kvmft.sim.world import World
+
+FAULT_TIME = 1.5
+PATIENCE = 60.0
+"""Simulated seconds in which protection has to be back after everything was healed."""
+
+_NAMES = list(KINDS)
+_WEIGHTS = [weight for _, weight in KINDS.values()]
+
+
+@dataclass
+class Result:
+    """How a schedule went. `log` is empty unless it was asked for."""
+
+    seed: int
+    violations: list[str]
+    counts: dict[str, int]
+    log: list[str] = field(default_factory=list)
+
+
+def run(seed: int, trace: bool = False) -> Result:
+    """Run the schedule of `seed`."""
+    log: list[str] | None = [] if trace else None
+    world = World(seed, log)
+    cluster = Cluster(world)
+    rng = world.rng
+    if rng.random() < 0.8:
+        world.run(20.0, lambda: cluster.protected)
+        if not cluster.protected and not world.violations:
+            world.forbid("liveness", "no protection without any fault")
+    begun = world.now
+    for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
+        name = rng.choices(_NAMES, _WEIGHTS)[0]
+        world.count(f"fault {name}")
+        cluster.later(FAULT_TIME * rng.random(), _strike, cluster, name)
+    world.run(begun + FAULT_TIME + 2.0 * rng.random())
+    if not world.violations:
+        world.note("all", "everything is healed")
+        heal(cluster)
+        world.run(world.now + 0.5)  # so that what broke last is noticed
+        world.run(world.now + PATIENCE, lambda: cluster.protected or _may_end(cluster))
+        if not world.violations and not cluster.protected and not _may_end(cluster):
+            shown = {host.name: (host.role, host.shown) for host in cluster.hosts}
+            world.forbid("liveness", f"not protected again: {shown}")
+    return Result(seed, world.violations, world.counts, log or [])
+
+
+def _strike(cluster: Cluster, name: str) -> None:
+    cluster.world.note("fault", name)
+    KINDS[name][0](cluster)
+
+
+def _may_end(cluster: Cluster) -> bool:
+    """True where the failure table has a person act next: the guest is off, the arbiter lost data."""
+    return cluster.powered_off or cluster.arbiter.tampered
