@@ -34,7 +34,13 @@ WIDE_MODULES = (
     "cdrom", "sr_mod", "virtio_scsi", "virtio_balloon", "virtio-rng", "virtio_console", "efivarfs",
 )  # fmt: skip
 """In the order in which they have to be loaded."""
+TEST_PACKAGES = (
+    *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "python3-psycopg", "ansible-core", "gcc", "libc6-dev",
+    "busybox-static", "cpio", "e2fsprogs", "git",
+)  # fmt: skip
+"""What the stages unit, sim and pair need, all of it from Debian."""
 HERE = Path(__file__).parent
+KEYRINGS = Path("/usr/share/keyrings")
 GUEST_RECIPES = HERE.parent / "guest"
 
 
@@ -49,9 +55,26 @@ def mirror() -> str:
     return "http://deb.debian.org/debian"
 
 
+def know_keys(suite: str) -> None:
+    """Have the keys that sign `suite`: an older debian-archive-keyring does not know a newer Debian."""
+    key = KEYRINGS / f"debian-archive-{suite}-stable.gpg"
+    if key.exists():
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "-qq", "update"],
+                    ["apt-get", "-qq", "install", "-y", "debian-archive-keyring"]):  # fmt: skip
+        subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL)
+    if not key.exists():
+        raise RuntimeError(
+            f"The keys that sign Debian {suite} are not on this machine ({key}). Install a newer "
+            "debian-archive-keyring (Debian 12: 2023.3+deb12u2 or later)."
+        )
+
+
 def bootstrap(target: Path, release: str, packages: tuple[str, ...], *extra: str) -> None:
     """A Debian root file system with `packages` in the folder `target`."""
     suite = SUITES[release]
+    know_keys(suite)
     sources = (
         f"deb {mirror()} {suite} main\ndeb {mirror()} {suite}-updates main\n"
         f"deb {mirror()}-security {suite}-security main\n"
@@ -113,14 +136,22 @@ rm -f "$root"/etc/resolv.conf && touch "$root"/etc/resolv.conf
 def server_root(release: str) -> Path:
     """The root file system that every server of the lab is an overlay of."""
 
+    return _root(f"server-{release}", release, SERVER_PACKAGES)
+
+
+def test_root(release: str) -> Path:
+    """A server's root file system with what the tests of a single machine need."""
+    return _root(f"tests-{release}", release, TEST_PACKAGES)
+
+
+def _root(name: str, release: str, packages: tuple[str, ...]) -> Path:
     def build(directory: Path) -> None:
         hook = directory / "hook.sh"
         hook.write_text(SERVER_HOOK)
         root = directory / "root"
-        bootstrap(root, release, SERVER_PACKAGES, f"--customize-hook=sh {hook} \"$1\"")
+        bootstrap(root, release, packages, f"--customize-hook=sh {hook} \"$1\"")
 
-    key = _key(release, SERVER_PACKAGES, SERVER_HOOK)
-    return _cached(f"server-{release}", key, build) / "root"
+    return _cached(name, _key(release, packages, SERVER_HOOK), build) / "root"
 
 
 def postgres_guest() -> Path:

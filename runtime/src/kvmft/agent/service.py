@@ -27,6 +27,7 @@ from kvmft.agent.vm import ManagedVm
 from kvmft.core.admission import Request
 from kvmft.core.compliance import compliance
 from kvmft.core.domain import describe
+from kvmft.core.qemu_version import other_version
 from kvmft.errors import KvmftError
 
 SOCKET = "/run/kvmft/control.sock"
@@ -223,8 +224,9 @@ class Agent:
             disks = await asyncio.to_thread(self.host.disk_sizes, vm, found.domain)
             hosts = permitted(self.config.peers, allowed)
             request = await asyncio.to_thread(self.host.request, found.domain)
+            version = await asyncio.to_thread(self.host.qemu_of, found)
             offers = await ask_all(self.peers, hosts, vm=vm, xml=found.xml, disks=disks,
-                                   facts=request.to_dict())  # fmt: skip
+                                   qemu_version=version, facts=request.to_dict())  # fmt: skip
             choose(offers, preferred, vm)
         except KvmftError as error:
             reasons += error.reasons or [error]
@@ -427,18 +429,15 @@ class Agent:
             self.host.admit, describe(args["xml"]), args["disks"], self.config.storage_pool,
             lambda path: replicas.owns(path) or path in disks, Request.read(args.get("facts")),
         )  # fmt: skip
+        here = (await asyncio.to_thread(self.host.versions))["qemu"]
+        lacking += other_version(args.get("qemu_version", here), here, self.config.host)
         return {"memory": available_memory(), "lacking": [error.to_dict() for error in lacking]}
 
     async def _standby_prepare(self, caller: str, args: dict[str, Any]) -> int:
         vm = _name(args)
-        versions = await asyncio.to_thread(self.host.versions)
-        if versions["qemu"] != args["qemu_version"]:
-            raise KvmftError(
-                "qemu_version",
-                f"QEMU is {args['qemu_version']} on the primary and {versions['qemu']} on "
-                f"{self.config.host}.",
-                "Upgrade both hosts to the same version.",
-            )
+        here = (await asyncio.to_thread(self.host.versions))["qemu"]
+        for reason in other_version(args["qemu_version"], here, self.config.host):
+            raise reason
         known = self._vms.get(vm)
         if known is None:
             if await asyncio.to_thread(self.host.is_running, vm):

@@ -221,16 +221,16 @@ class ManagedVm:
             raise KvmftError("not_compliant", f"VM {state.vm} cannot be protected.",
                              "Mend every reason.", reasons)  # fmt: skip
         disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
+        version = await asyncio.to_thread(self._agent.host.qemu_of, found)
         self._hardware = hardware(found.live)
         facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
-        peer = await self._place(found, disks, facts)
+        peer = await self._place(found, disks, version, facts)
         session = secrets.token_hex(16)
-        versions = await asyncio.to_thread(self._agent.host.versions)
         if self.shown[0] != "starting":
             self._show("need_secondary", f"asks {peer} for a standby")
         answer = await self._agent.peers.call(
             peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
-            disks=disks, qemu_version=versions["qemu"], machine=found.domain.machine,
+            disks=disks, qemu_version=version, machine=found.domain.machine,
             session=session, options=state.options, nics=_nics(found), autostart=state.autostart,
             allowed=self._allowed_there(peer), facts=facts,
         )  # fmt: skip
@@ -258,14 +258,15 @@ class ManagedVm:
         self.worker.send(cmd="suspend")
 
     async def _place(
-        self, found: Found, disks: list[dict[str, Any]], facts: dict[str, Any]
+        self, found: Found, disks: list[dict[str, Any]], version: str, facts: dict[str, Any]
     ) -> str:
         """The host for the secondary: where it was, while that host can take it."""
         state = self.state
         hosts = permitted(self._agent.config.peers, state.allowed)
         offers = await ask_all(
-            self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks, facts=facts
-        )
+            self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks,
+            qemu_version=version, facts=facts,
+        )  # fmt: skip
         peer = choose(offers, state.peer, state.vm)
         if state.peer and state.peer != peer:
             self._agent.events.add(state.vm, "placed", f"{state.peer} cannot take it; {peer} can")
@@ -703,10 +704,12 @@ class ManagedVm:
             raise KvmftError("not_allowed", f"{target} is not among the allowed hosts of VM {state.vm}.",
                              f"Allowed: {', '.join(state.allowed)}.")  # fmt: skip
         # Before anything is given up: a host that cannot take it must not cost the protection.
+        version = await asyncio.to_thread(self._agent.host.qemu_of, found)
         facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
         offers = await ask_all(
-            self._agent.peers, [target], vm=state.vm, xml=found.xml, disks=disks, facts=facts
-        )
+            self._agent.peers, [target], vm=state.vm, xml=found.xml, disks=disks,
+            qemu_version=version, facts=facts,
+        )  # fmt: skip
         choose(offers, target, state.vm)
         self._agent.events.add(state.vm, "moving", f"the secondary goes from {old} to {target}")
         worker.send(cmd="suspend")
