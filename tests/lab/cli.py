@@ -172,6 +172,14 @@ def arguments() -> argparse.ArgumentParser:
     for name in ("lint", "wheel", "clean"):
         verbs.add_parser(name)
     verbs.add_parser("bench")
+    faults = verbs.add_parser("faults")
+    faults.add_argument("--runs", type=int, default=1)
+    faults.add_argument("--rows")
+    faults.add_argument("--guest", choices=("quick", "postgres"), default="quick")
+    faults.add_argument("--long", action="store_true")
+    faults.add_argument("--keep", action="store_true", help="leave the lab up")
+    faults.add_argument("--more", action="store_true", help="add to the runs of build/faults.json")
+    faults.add_argument("--release", choices=("12", "13"), default="12")
     verbs.add_parser("site")
     _lab_arguments(verbs.add_parser("lab"))
     return parser
@@ -197,6 +205,11 @@ def main() -> int:
             from tests.lab import bench
 
             return bench.main()
+        case "faults":
+            from tests.lab.faults import campaign
+
+            return campaign.main(options.runs, options.rows, options.guest, options.long,
+                                 options.release, options.keep, options.more)  # fmt: skip
         case "lab":
             return _lab(options)
         case "clean":

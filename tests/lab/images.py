@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 CACHE = Path(os.environ.get("KVMFT_CACHE", "/var/cache/kvmft-lab"))
@@ -39,6 +40,8 @@ TEST_PACKAGES = (
     "busybox-static", "cpio", "e2fsprogs", "git",
 )  # fmt: skip
 """What the stages unit, sim and pair need, all of it from Debian."""
+KEEP_SECONDS = 3 * 86400
+"""An image that is made no longer stays so long after its last use."""
 HERE = Path(__file__).parent
 KEYRINGS = Path("/usr/share/keyrings")
 GUEST_RECIPES = HERE.parent / "guest"
@@ -102,9 +105,12 @@ def _cached(name: str, key: str, build: object) -> Path:
         # Two labs may be made at the same time; the second one waits for the first one's work.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
+            os.utime(path)
             return path
         for old in CACHE.glob(f"{name}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            # A lab of another checkout may be running on it.
+            if time.time() - old.stat().st_mtime > KEEP_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
         temporary = CACHE / f".{name}-{key}.{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -187,15 +193,17 @@ def quick_guest() -> Path:
     """A folder with `disk.raw`, `kernel` and `initrd` of the busybox guest."""
     kernel_of = postgres_guest()
     init = (GUEST_RECIPES / "quick-init").read_text()
-    server = (GUEST_RECIPES / "ledger.c").read_text()
+    programs = ("ledger", "service")
+    sources = [(GUEST_RECIPES / f"{name}.c").read_text() for name in programs]
 
     def build(directory: Path) -> None:
         root = directory / "root"
         for name in ("bin", "dev", "proc", "sys", "lib"):
             (root / name).mkdir(parents=True)
         shutil.copy("/bin/busybox", root / "bin" / "busybox")
-        subprocess.run(["gcc", "-O2", "-static", "-o", str(root / "bin" / "ledger"),
-                        str(GUEST_RECIPES / "ledger.c")], check=True)  # fmt: skip
+        for name in programs:
+            subprocess.run(["gcc", "-O2", "-static", "-o", str(root / "bin" / name),
+                            str(GUEST_RECIPES / f"{name}.c")], check=True)  # fmt: skip
         for module in (kernel_of / "modules").iterdir():
             shutil.copy(module, root / "lib" / module.name)
         (root / "init").write_text(init)
@@ -210,7 +218,7 @@ def quick_guest() -> Path:
             file.truncate(64 << 20)
         shutil.rmtree(root)
 
-    return _cached("guest-quick", _key(init, server, kernel_of.name), build)
+    return _cached("guest-quick", _key(init, sources, kernel_of.name), build)
 
 
 def _extract_modules(disk: Path, names: tuple[str, ...], target: Path) -> list[str]:

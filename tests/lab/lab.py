@@ -89,6 +89,9 @@ class Lab:
             net.ip("netns", "del", f"{self.name}-{host}", check=False)
             subprocess.run(["umount", "-q", str(self.base / host / "root")], check=False,
                            stderr=subprocess.DEVNULL)  # fmt: skip
+        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for path in reversed([each for each in mounted if each.startswith(f"{self.base}/")]):
+            subprocess.run(["umount", "-l", path], check=False)
         shutil.rmtree(self.base, ignore_errors=True)
         shutil.rmtree(self.build, ignore_errors=True)
         shutil.rmtree(self.masters, ignore_errors=True)
@@ -147,7 +150,7 @@ class Lab:
                                        preexec_fn=lambda: self._enter_cgroup(host))  # fmt: skip
         (home / "pid").write_text(str(process.pid))
         until = time.monotonic() + BOOT_SECONDS
-        while (leader := self._leader(host)) is None or not _has_own_network(leader):
+        while (leader := self.leader(host)) is None or not _has_own_network(leader):
             if process.poll() is not None or time.monotonic() > until:
                 console = (self.build / f"{host}.console").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"{host} does not start:\n{console}")
@@ -157,7 +160,7 @@ class Lab:
         if wait:
             self.wait_ssh(host)
 
-    def _cgroups(self, host: str) -> list[Path]:
+    def cgroups(self, host: str) -> list[Path]:
         """The server's own control groups: without them all containers would share one tree, and
         one's systemd would see the others' processes in its services."""
         top = Path("/sys/fs/cgroup")
@@ -165,12 +168,12 @@ class Lab:
         return [tree / "kvmft-lab" / self.name / host for tree in trees if tree.is_dir()]
 
     def _enter_cgroup(self, host: str) -> None:
-        for group in self._cgroups(host):
+        for group in self.cgroups(host):
             group.mkdir(parents=True, exist_ok=True)
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
     def _leave_cgroup(self, host: str) -> None:
-        for group in self._cgroups(host):
+        for group in self.cgroups(host):
             for path, _, _ in os.walk(group, topdown=False):
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
@@ -192,7 +195,7 @@ class Lab:
 
     def is_on(self, host: str) -> bool:
         """True while the server's container runs."""
-        return self._leader(host) is not None
+        return self.leader(host) is not None
 
     def _nspawn(self, host: str) -> int | None:
         try:
@@ -202,7 +205,7 @@ class Lab:
             return None
         return pid if f"--machine={self.name}-{host}".encode() in command else None
 
-    def _leader(self, host: str) -> int | None:
+    def leader(self, host: str) -> int | None:
         """The container's PID 1, as this machine numbers it."""
         pid = self._nspawn(host)
         if pid is None:
@@ -217,7 +220,7 @@ class Lab:
 
     def _kill(self, host: str) -> None:
         """Killing PID 1 of a PID namespace kills everything in it at once (pid_namespaces(7))."""
-        outer, leader = self._nspawn(host), self._leader(host)
+        outer, leader = self._nspawn(host), self.leader(host)
         for pid in (leader, outer):
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
