@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,20 @@ BOOT_SECONDS = 60
 class Lab:
     """One lab; several of different names can be up side by side."""
 
-    def __init__(self, name: str | None = None, release: str = "12", servers: int = 2) -> None:
+    def __init__(
+        self, name: str | None = None, release: str | None = None, servers: int = 2,
+        other: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """`release` is the servers' Debian: by default what this lab was made with, or else what
+        KVMFT_RELEASE says, or else 12. `other` gives it for single servers that differ."""
+        self.other = dict(other or {})
         self.servers = ("node-a", "node-b", "node-c")[:servers]
         self.hosts = (*self.servers, "witness")
         self.name = name or os.environ.get("KVMFT_LAB", "kvmft")
-        self.release = release
         self.base = Path("/var/lib/kvmft-lab") / self.name
+        marker = self.base / "release"
+        made_with = marker.read_text() if marker.exists() else None
+        self.release = release or made_with or os.environ.get("KVMFT_RELEASE") or "12"
         self.build = ROOT / "build" / "lab" / self.name
         self.key = self.build / "id_ed25519"
         self.inventory = self.build / "inventory.yml"
@@ -43,8 +52,9 @@ class Lab:
 
     def up(self) -> None:
         """Make what is not there yet, and boot what is off."""
-        root = images.server_root(self.release)
-        guests = {"postgres": images.postgres_guest(), "quick": images.quick_guest()}
+        roots = {host: images.server_root(self.other.get(host, self.release)) for host in self.hosts}
+        guests = {"postgres": images.postgres_guest(), "quick": images.quick_guest(),
+                  "wide": images.wide_guest()}  # fmt: skip
         self.build.mkdir(parents=True, exist_ok=True)
         marker = self.base / "release"
         if marker.exists() and marker.read_text() != self.release:
@@ -58,7 +68,7 @@ class Lab:
             net.make_bridges(self.name)
         for host in self.hosts:
             if not self.is_on(host):
-                self._prepare(host, root, guests)
+                self._prepare(host, roots[host], guests)
                 self.power_on(host, wait=False)
         for host in self.hosts:
             self.wait_ssh(host)
@@ -122,11 +132,8 @@ class Lab:
         """Plug the cables in and boot."""
         home = self.base / host
         guests = [f"--bind-ro={images.postgres_guest()}:/opt/guests/postgres",
-                  f"--bind-ro={images.quick_guest()}:/opt/guests/quick"]  # fmt: skip
-        devices = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/vhost-net")
-                   if os.path.exists(path)]  # fmt: skip
-        if os.path.exists("/dev/kvm"):
-            devices.append(f"--bind={_kvm_node(home)}:/dev/kvm")
+                  f"--bind-ro={images.quick_guest()}:/opt/guests/quick",
+                  f"--bind-ro={images.wide_guest()}:/opt/guests/wide"]  # fmt: skip
         command = [
             "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot",
             f"--directory={home / 'root'}", f"--machine={self.name}-{host}",
@@ -134,7 +141,7 @@ class Lab:
             "--private-network", "--capability=all",
             f"--system-call-filter={SYSCALLS}", "--resolv-conf=off", "--timezone=off",
             "--link-journal=no", "--kill-signal=SIGRTMIN+3",
-            f"--bind={home / 'kvmft'}:/var/lib/kvmft", *guests, *devices,
+            f"--bind={home / 'kvmft'}:/var/lib/kvmft", *guests, *device_options(home),
             "--console=pipe",
         ]  # fmt: skip
         with (self.build / f"{host}.console").open("ab") as console:
@@ -347,6 +354,15 @@ def _has_own_network(pid: int) -> bool:
         return False
     is_first = numbers is not None and numbers[1].split()[-1] == "1"
     return is_first and network != os.readlink("/proc/self/ns/net")
+
+
+def device_options(home: Path) -> list[str]:
+    """systemd-nspawn's options for the devices that hypervisors use; `home` keeps the node."""
+    options = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/vhost-net")
+               if os.path.exists(path)]  # fmt: skip
+    if os.path.exists("/dev/kvm"):
+        options.append(f"--bind={_kvm_node(home)}:/dev/kvm")
+    return options
 
 
 def _kvm_node(home: Path) -> Path:
