@@ -207,6 +207,7 @@ def run_row(ground: Ground, row: Row, number: int, base: Path) -> Result:
         _calm(ground, result)
     if result.problems:
         _keep_logs(ground, folder)
+        _clean_up(ground, row, result)
     result.seconds = round(time.monotonic() - begun, 1)
     (folder / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
     return result
@@ -225,6 +226,15 @@ def ready(ground: Ground, result: Result) -> Sides:
         result.notes.append("the VM was made anew before this run")
         ground.start_over()
         return ground.wait_protected(60)
+
+
+def _clean_up(ground: Ground, row: Row, result: Result) -> None:
+    """What one run did to the guest's data must not be found by the next one."""
+    if result.lost or not result.linearizable or not result.operations or row.needs_pool:
+        try:
+            ground.start_over()
+        except FAULTS as error:
+            result.notes.append(f"the VM could not be made anew: {error}")
 
 
 def _calm(ground: Ground, result: Result) -> None:
