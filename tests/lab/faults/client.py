@@ -61,6 +61,12 @@ class Line:
     def __init__(self, address: tuple[str, int], patience: float) -> None:
         self._socket = socket.create_connection(address, timeout=5)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A guest that started anew knows nothing of a question that it took before: ask whether the
+        # connection is still there, and never give it up for lack of an answer alone.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1),
+                              (socket.TCP_KEEPCNT, 120)):  # fmt: skip
+            self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
         self._socket.settimeout(patience)
         self._reader = self._socket.makefile("rb")
         self.boot = self.ask("b")[0]
