@@ -286,6 +286,24 @@ class Ground:
         subprocess.run(self.lab.inside("python3", "-c", program, self.guest.address, "7001", words),
                        check=True, timeout=30)  # fmt: skip
 
+    @contextlib.contextmanager
+    def many_writes(self) -> Iterator[None]:
+        """Meanwhile the guest writes into blocks of its disk that it did not use before: a secondary
+        whose disk has no room for them must notice now, and not some day."""
+        if self.guest.kind != "quick":
+            yield
+            return
+        program = ("import socket, sys, threading; c = socket.create_connection((sys.argv[1], 7000), 5); "
+                   "threading.Thread(target=lambda: [None for _ in iter(lambda: c.recv(65536), b'')], "
+                   "daemon=True).start(); [c.sendall(b'more\n') for _ in range(20000)]")  # fmt: skip
+        writer = subprocess.Popen(self.lab.inside("python3", "-c", program, self.guest.address),
+                                  stderr=subprocess.DEVNULL)  # fmt: skip
+        try:
+            yield
+        finally:
+            writer.kill()
+            writer.wait()
+
     def answers(self, timeout: float = 2) -> bool:
         """True when the guest's service takes a connection."""
         probe = f"exec 3<>/dev/tcp/{self.guest.address}/{self.service_port}"

@@ -221,8 +221,9 @@ def _disk_fault(kind: str) -> Injection:
         begun = time.monotonic()
         (ground.fill_pool if kind == "full" else ground.break_disk)(sides.secondary)
         try:
-            wait_until(f"{sides.primary} shows that the secondary is lost",
-                       lambda: watch.shown(sides.primary, "need_secondary"), 12)  # fmt: skip
+            with ground.many_writes():
+                wait_until(f"{sides.primary} shows that the secondary is lost",
+                           lambda: watch.shown(sides.primary, "need_secondary"), 15)  # fmt: skip
             watch.note(f"unprotected {time.monotonic() - begun:.1f} s after the fault")
         except Broken as error:
             watch.problem(str(error))
