@@ -20,6 +20,7 @@ STEP = 0.3
 RETRY = 0.4
 AGENT_RESTART = 0.4
 TAKEOVER_TIME = 3.0
+TAKING_OVER = (StandbyPhase.LOADING, StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING)
 
 
 class Host:
@@ -161,9 +162,7 @@ class Host:
         if self.role == "primary" and self.vm_runs:
             return False
         if isinstance(worker, SecondaryWorker) and not worker.finished:
-            if worker.machine.phase in (
-                StandbyPhase.LOADING, StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING,
-            ):  # fmt: skip
+            if worker.machine.phase in TAKING_OVER:
                 return False
             worker.post(StopAsked())
         if self.role == "secondary" and self.vm_runs:
@@ -178,6 +177,19 @@ class Host:
         self._recover = self._regain = False
         self._start(SecondaryWorker(self, self.qemu, self.peer.name, session))
         return True
+
+    def discard(self) -> None:
+        """The peer turned FT off: let the standby go."""
+        worker = self.worker
+        if self.role != "secondary":
+            return
+        if isinstance(worker, SecondaryWorker) and worker.machine.phase in TAKING_OVER:
+            return
+        if worker is not None:
+            worker.dead = True
+            worker.drop()
+            self.worker = None
+        self._go_stale()
 
     def accept(self, primary: PrimaryWorker, session: int | None) -> Connection | None:
         """The primary's worker connects to the standby of `session`."""
@@ -220,8 +232,8 @@ class Host:
 
     # -- conclusions --------------------------------------------------------------------------------
 
-    def worker_ended(self, worker: Worker, outcome: Outcome) -> None:
-        """Draw the conclusion from how a worker ended."""
+    def worker_ended(self, worker: Worker, outcome: Outcome | None) -> None:
+        """Draw the conclusion from how a worker ended (None: it was killed)."""
         if self.worker is not worker:
             return
         worker.dead = True
@@ -250,6 +262,8 @@ class Host:
                 self._boot()
             elif self.qemu is None or self.qemu.dead:
                 self.cluster.powered_off = outcome is Outcome.DETACHED
+            if self.desired == "disabled" and self.cluster.reachable(self, self.peer):
+                self.peer.discard()
         else:
             self._regain = not self.may_start
             if worker.role == "claim":
@@ -268,6 +282,17 @@ class Host:
             self.qemu.captured = []
         boot = self.boot
         self.world.at(AGENT_RESTART, self, None, self._agent_starts, boot)
+
+    def kill_worker(self) -> None:
+        """kill -9 of the worker alone; the agent sees it end without a word."""
+        worker = self.worker
+        if worker is None or not self.alive or self.agent.dead:
+            return
+        self._kill_worker(worker)
+        self.worker = worker
+        if self.qemu is not None:
+            self.qemu.captured = []
+        self.world.at(0.01, self, self.agent, self.worker_ended, worker, None)
 
     def _kill_worker(self, worker: Worker | None) -> None:
         if worker is not None:
@@ -370,6 +395,12 @@ class Host:
         if isinstance(self.worker, PrimaryWorker):
             self.desired = "suspended"
             self.worker.post(StopAsked(suspend=True))
+
+    def order_disable(self) -> None:
+        """A person turns fault tolerance off."""
+        if isinstance(self.worker, PrimaryWorker):
+            self.desired = "disabled"
+            self.worker.post(StopAsked())
 
 
 class Cluster:

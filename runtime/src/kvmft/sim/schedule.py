@@ -60,4 +60,4 @@ def _strike(cluster: Cluster, name: str) -> None:
 
 def _may_end(cluster: Cluster) -> bool:
     """True where the failure table has a person act next: the guest is off, the arbiter lost data."""
-    return cluster.powered_off or cluster.arbiter.tampered
+    return cluster.powered_off or cluster.arbiter.tampered or cluster.arbiter.removed_unseen
