@@ -29,6 +29,9 @@ from kvmft.core.arbitration import (
 from kvmft.core.records import Mode, Record
 from kvmft.errors import KvmftError
 
+PERSIST_RETRY = 0.5
+"""Seconds until a claims file that could not be written is tried again."""
+
 
 def nonce() -> str:
     """128 random bits, as 32 hex digits."""
@@ -166,10 +169,17 @@ class ArbiterClient:
         self._run(self._claim.start())
 
     def _run(self, effects: list[ClaimEffect]) -> None:
-        for effect in effects:
+        for index, effect in enumerate(effects):
             match effect:
                 case Persist(holdings):
-                    self._persist(holdings)
+                    try:
+                        self._persist(holdings)
+                    except OSError as error:
+                        # Nothing is asked and no verdict is given before it is durable.
+                        self._on_note(f"the claims file cannot be written; tries again: {error}")
+                        rest = partial(self._go_on, self._claim, effects[index:])
+                        self._reactor.call_later(PERSIST_RETRY, rest)
+                        return
                 case SendTxn():
                     self._send_after(effect)
                 case Note(text):
@@ -180,6 +190,10 @@ class ArbiterClient:
                     self._claim = None
                     won, halted = verdict is Verdict.WON, verdict is Verdict.HALT
                     self._reactor.call_later(0, partial(self._on_decided, won, halted, reason))
+
+    def _go_on(self, claim: Claim | None, effects: list[ClaimEffect]) -> None:
+        if claim is self._claim:
+            self._run(effects)
 
     def _send_after(self, effect: SendTxn) -> None:
         if effect.delay_ms:

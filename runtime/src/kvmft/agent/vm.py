@@ -496,6 +496,11 @@ class ManagedVm:
                         await self._became_primary()
                     elif outcome == "solo":
                         await self._boot_replica(reason)
+                    elif self._outcome is None:
+                        # Killed without a word, perhaps while it claimed or after it had won:
+                        # what it left says what it may do, as after a restart of the agent.
+                        self._recover = True
+                        self._later(0.3)
                     else:
                         await self._go_stale(reason)
                 elif state.role == "primary":

@@ -194,7 +194,7 @@ KINDS: dict[str, tuple[Callable[[Cluster], None], int]] = {
         (cut_arbiter, 6), (arbiter_down, 5), (arbiter_unreliable, 10), (disk_trouble, 5),
         (false_alarm, 8), (order_failover, 4), (order_switch, 12), (suspend, 3), (shut_down, 2),
         (wipe_arbiter, 1),
-        (roll_back_arbiter, 1), (kill_worker, 8), (disable, 3),
+        (kill_worker, 8), (disable, 3),
     )
 }  # fmt: skip
 """Each kind of fault, with its weight in the draw."""

@@ -242,6 +242,8 @@ class Host:
             if worker.role == "claim" and outcome is Outcome.SOLO:
                 self.role, self.may_start = "primary", True
                 self._boot()
+            elif outcome is None:
+                self._recover, self._not_before = True, self.world.now + 0.3
             elif outcome is Outcome.ACTIVATED:
                 self.role, self.may_start, self.ran = "primary", True, True
                 self.seen_boot, self._regain, self.desired = self.boot, False, "enabled"

@@ -508,7 +508,7 @@ class ClaimWorker(Worker):
 
     def start(self) -> None:
         """Ask."""
-        self.claims.solo()
+        self.claims.create()
 
     def decided(self, won: bool, halted: bool, reason: str) -> None:
         """The verdict is the outcome."""
