@@ -86,7 +86,7 @@ class SimClaims:
 
         def answered(reply: Reply | None) -> None:
             if reply is not None and reply.succeeded:
-                self._host.holdings = Holdings()
+                self._host.holdings, self._arbiter.removed_unseen = Holdings(), False
 
         self._arbiter.ask(self._host.agent, self._host, held.bases[0].to_bytes(), None, None, answered)
 

@@ -125,7 +125,7 @@ class Host:
         if self.may_start and self.ran and self.crashed and not rebooted:
             self._boot()
         elif self.may_start and not (self.ran and rebooted):
-            self.ran = False
+            self.ran, self.cluster.powered_off = False, True
             self.shown = "need_secondary"
         elif self.may_start:
             self._boot()
@@ -199,6 +199,7 @@ class Host:
             or worker.session != session
             or worker.connection is not None
             or worker.finished
+            or worker.dead
             or not self.cluster.reachable(primary.host, self)
         ):
             return None
@@ -242,7 +243,9 @@ class Host:
             if worker.role == "claim" and outcome is Outcome.SOLO:
                 self.role, self.may_start = "primary", True
                 self._boot()
-            elif outcome is None:
+            elif outcome in (None, Outcome.UNSETTLED):
+                if outcome is Outcome.UNSETTLED:
+                    self._destroy()
                 self._recover, self._not_before = True, self.world.now + 0.3
             elif outcome is Outcome.ACTIVATED:
                 self.role, self.may_start, self.ran = "primary", True, True

@@ -385,10 +385,14 @@ class SecondaryWorker(Worker):
                 self.host.disk_synced = False
                 self.filled = True
             case "CHECKPOINT":
-                self.staged = value
-                if self.world.rng.random() < self.host.disk_trouble:
-                    self._fail("the journal is full")
+                trouble = self.host.disk_trouble
+                if trouble and self.world.rng.random() < trouble:
+                    self.world.count("journal full")
+                    self.send("REFUSAL", "the journal is full")
+                    self.drop()
+                    self.lost(False, "the journal is full")
                     return
+                self.staged = value
                 self.post(ev.Staged(value[0]))
             case "OFFER":
                 self.post(ev.Offered(value))

@@ -258,7 +258,7 @@ class SimArbiter:
             self.past.append(self.value)
             self.value = new
             if record is None:
-                self.top, self.removed_unseen = None, reply is None
+                self.top, self.removed_unseen = None, True
                 self.world.note("arbiter", "the record is removed")
             else:
                 if self.top is None or record.gen > self.top.gen:
