@@ -145,11 +145,16 @@ def main() -> int:
     for name in ("lint", "wheel", "clean"):
         verbs.add_parser(name)
     verbs.add_parser("bench")
+    verbs.add_parser("sim", add_help=False).add_argument("arguments", nargs=argparse.REMAINDER)
     verbs.add_parser("site")
     lab = verbs.add_parser("lab")
     lab.add_argument("action", choices=("up", "down", "status", "ssh", "power-off", "power-on"))
     lab.add_argument("--release", choices=("12", "13"), default="12")
     lab.add_argument("arguments", nargs=argparse.REMAINDER)
+    if sys.argv[1:2] == ["sim"]:
+        from kvmft.sim.__main__ import main as sim_main
+
+        return sim_main(sys.argv[2:])
     options = parser.parse_args()
     match options.verb:
         case "demo":

@@ -60,7 +60,7 @@ class SimClaims:
 
     def name_pair(self, epoch: int) -> bytes:
         """Name the pair's record, durably; its bytes."""
-        base = self.holdings.bases[0]
+        (base,) = self.holdings.bases
         self.named = records.paired(base, self._host.name, self._peer, self._nonce(), epoch)
         self._persist(self.holdings.with_base(self.named))
         return self.named.to_bytes()

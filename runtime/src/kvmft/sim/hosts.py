@@ -478,6 +478,7 @@ class Cluster:
             one is not None
             and other is not None
             and one.machine.protected
+            and one.qemu.running
             and other.machine.phase is StandbyPhase.READY
             and one.connection is not None
             and one.connection is other.connection

@@ -58,7 +58,8 @@ class _Finder:
 def schedule_with(mutant: Mutant) -> Any:
     """`kvmft.sim.schedule` over a core that has the bug. The process cannot be used otherwise then."""
     finder = _Finder(f"kvmft.core.{mutant.module}", changed_source(mutant))
-    for name in [name for name in sys.modules if name.startswith(("kvmft.core", "kvmft.sim"))]:
-        del sys.modules[name]
+    for name in [name for name in sys.modules if name.startswith(("kvmft.core.", "kvmft.sim."))]:
+        if name not in (__name__, "kvmft.sim.mutants", "kvmft.sim.__main__"):
+            del sys.modules[name]
     sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
     return importlib.import_module("kvmft.sim.schedule")

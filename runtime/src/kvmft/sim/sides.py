@@ -30,8 +30,8 @@ class Qemu(Token):
     """A QEMU process: a VM that runs or is stopped, or a standby that waits."""
 
     __slots__ = (
-        "captured", "disk_log", "frozen_until", "hold", "host", "instance", "kept", "loaded",
-        "memory", "mirror", "running", "tick",
+        "captured", "epochs_mark", "frozen_until", "hold", "host", "instance", "loaded", "memory",
+        "running", "tick",
     )  # fmt: skip
 
     def __init__(self, host: Host, instance: int = -1, tick: int = 0) -> None:
@@ -41,6 +41,7 @@ class Qemu(Token):
         self.tick = tick
         self.running = False
         self.hold = False  # output goes through the worker's hands
+        self.epochs_mark = False
         self.captured: list[Point] = []
         self.memory: Point | None = None  # of a standby: what was applied
         self.loaded: Point | None = None
@@ -184,11 +185,11 @@ class PrimaryWorker(Worker):
             ev.TakeCheckpoint: self._take,
             ev.ReleaseOutput: self._release,
             ev.NameOffer: lambda effect: self.send("OFFER", self.claims.name_pair(effect.epoch)),
-            ev.ReleaseAll: lambda effect: self.world.at(0.005, self.host, self, self._release_all),
+            ev.ReleaseAll: self._begin_release_all,
             ev.PauseVm: self._pause,
             ev.ResumeVm: self._resume,
             ev.KillVm: self._kill,
-            ev.HandOver: lambda effect: self.send("HANDOVER"),
+            ev.HandOver: self._hand_over,
             ev.KeepMemory: self._keep_memory,
             ev.Farewell: lambda effect: self.send("BYE", (effect.reason, effect.claim)),
             ev.DropPeer: lambda effect: self.drop(),
@@ -210,7 +211,7 @@ class PrimaryWorker(Worker):
 
     def start(self) -> None:
         """Attach, and hand the first event to the machine."""
-        if not self.qemu.running:
+        if not self.qemu.running and self.qemu.epochs_mark:
             self.qemu.running = True  # the worker before was killed inside a checkpoint
         self.post(ev.Started(create=True, has_peer=self.session is not None))
 
@@ -279,7 +280,7 @@ class PrimaryWorker(Worker):
 
     def _hold(self) -> None:
         if not self.qemu.dead:
-            self.qemu.hold = True
+            self.qemu.hold = self.qemu.epochs_mark = True
             self.post(ev.HoldInstalled())
 
     def _capture(self, epoch: int, last: bool) -> None:
@@ -299,20 +300,32 @@ class PrimaryWorker(Worker):
                     self.world.forbid("I2", f"output of epoch {number} left before its commit")
                 self.host.history.show(point)
 
+    def _hand_over(self, _effect: ev.HandOver) -> None:
+        if self.qemu.running:
+            self.world.forbid("I3", "a VM that still runs is handed over")
+        self.send("HANDOVER")
+
+    def _begin_release_all(self, _effect: ev.ReleaseAll) -> None:
+        self._check_right()
+        self.world.at(0.005, self.host, self, self._release_all)
+
+    def _check_right(self) -> None:
+        host, top = self.host, self.host.arbiter.top
+        if top is not None and top.holder != host.name and not host.arbiter.tampered:
+            self.world.forbid("I1", f"{host.name} opens its output, but {top.holder} has {top.gen}")
+
     def _release_all(self) -> None:
         qemu, host = self.qemu, self.host
         if qemu.dead:
             return
-        top = host.arbiter.top
-        if top is not None and top.holder != host.name and not host.arbiter.tampered:
-            self.world.forbid("I1", f"{host.name} opens its output, but {top.holder} has {top.gen}")
+        self._check_right()
         for epoch in sorted(self.held):
             for point in self.held[epoch]:
                 host.history.show(point)
         self.held.clear()
         for point in qemu.captured:
             host.history.show(point)
-        qemu.captured, qemu.hold = [], False
+        qemu.captured, qemu.hold, qemu.epochs_mark = [], False, False
         self.post(ev.Released())
 
 
@@ -335,7 +348,7 @@ class SecondaryWorker(Worker):
             ev.PersistOffer: self._persist_offer,
             ev.SendOfferAck: self._send_offer_ack,
             ev.StartClaim: self._start_claim,
-            ev.Load: lambda effect: self.world.at(0.01, self.host, self, self._load, effect.epoch),
+            ev.Load: self._begin_load,
             ev.Run: self._run,
             ev.SendRelief: lambda effect: self.send("RELIEVED"),
             ev.Discard: self._discard,
@@ -465,6 +478,17 @@ class SecondaryWorker(Worker):
         host.disk = self.qemu.memory = host.journal[1]
         self.post(ev.Applied(epoch))
 
+    def _begin_load(self, effect: ev.Load) -> None:
+        self._check_whole(effect.epoch)
+        self.world.at(0.01, self.host, self, self._load, effect.epoch)
+
+    def _check_whole(self, epoch: int) -> None:
+        journal, memory, disk = self.host.journal, self.qemu.memory, self.host.disk
+        if journal is None or journal[0] != epoch or not journal[1] == memory == disk:
+            self.world.forbid(
+                "I3", f"loads epoch {epoch} of {journal} over memory {memory} and disk {disk}"
+            )
+
     def _load(self, epoch: int) -> None:
         host, qemu = self.host, self.qemu
         if qemu.dead or host.journal is None:
@@ -473,12 +497,8 @@ class SecondaryWorker(Worker):
             qemu.dead = True
             self._fail("QEMU refused the device state")
             return
-        device = host.journal[1]
-        if not device == qemu.memory == host.disk or host.journal[0] != epoch:
-            self.world.forbid(
-                "I3", f"loads device state {device} over memory {qemu.memory} and disk {host.disk}"
-            )
-        qemu.loaded = device
+        self._check_whole(epoch)
+        qemu.loaded = host.journal[1]
         host.disk_synced = True
         self.post(ev.Loaded())
 

@@ -19,6 +19,8 @@ from kvmft.core.records import Record
 LATENCY = 0.002
 DETECTION = 0.3
 FIRST_SYNC_PATIENCE = 1.5
+ENDLESS = 100_000
+"""So many events no schedule has; an ordinary one has some hundreds."""
 
 
 class Token:
@@ -48,6 +50,8 @@ class World:
     ) -> None:
         """Have `act(*args)` happen in `delay` seconds on `host` (None: nowhere) for `token`."""
         self._order += 1
+        if self._order == ENDLESS:
+            self.forbid("liveness", "events without end")
         heappush(self._heap, (self.now + delay, self._order, host, token, act, args))
 
     def run(self, until: float, done: Callable[[], bool] | None = None) -> None:
