@@ -61,5 +61,5 @@ def schedule_with(mutant: Mutant) -> Any:
     for name in [name for name in sys.modules if name.startswith(("kvmft.core.", "kvmft.sim."))]:
         if name not in (__name__, "kvmft.sim.mutants", "kvmft.sim.__main__"):
             del sys.modules[name]
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, finder)
     return importlib.import_module("kvmft.sim.schedule")
