@@ -201,3 +201,11 @@ def test_the_next_checkpoint_waits_for_the_application_of_the_last() -> None:
     drive(ev.Committed(2))
     with pytest.raises(ev.IllegalEvent):
         drive(ev.Staged(3))
+
+
+@pytest.mark.parametrize("event", [ev.VmDied("QEMU died"), ev.Failed("cont was refused")])
+def test_what_breaks_after_the_claim_was_sent_keeps_the_record(event: ev.Event) -> None:
+    drive = Driver().to_ready()
+    drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    drive(ev.Loaded())
+    assert drive(event) == ["DropPeer", "Report", "Finish"]
