@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -88,6 +89,11 @@ def test_a_returned_host_without_its_mount_waits_and_then_becomes_the_secondary(
     shared.power_on("node-a")
     found = arbiter(shared, "node-a")
     assert not found["ok"] and "on this host's root file system" in str(found["detail"])
+    shown = status(shared, "node-b", guest.name)
+    while "cannot ask the arbiter" not in str(shown["reason"]):  # first the agent comes up there
+        assert shown["state"] == "need_secondary", shown
+        time.sleep(0.5)
+        shown = status(shared, "node-b", guest.name)
     assert guest.name not in shared.run("node-a", "virsh -q list --name")
     share(shared, shared.build / "shared", DIRECTORY, ("node-a",))
     wait_protected(shared, "node-b", guest.name)

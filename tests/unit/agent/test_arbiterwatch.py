@@ -148,3 +148,19 @@ def test_the_position_of_a_vm_is_its_own_or_that_of_the_whole_arbiter(tmp_path: 
     assert seen is not None
     assert seen.position("u1") == Position("one", 4) and seen.position("u2") is None
     assert Seen("one", {"": 9}).position("u2") == Position("one", 9)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_host_that_cannot_ask_the_arbiter_takes_no_secondary(tmp_path: Path, ok: bool) -> None:
+    from tests.unit.agent.test_agent_safety import agent
+    from tests.unit.agent.test_mixed_versions import XML
+
+    a = agent(tmp_path)
+    a.host.versions = lambda: {"qemu": "7.2.22"}
+    a.host.admit = lambda *_: []
+    a.arbiter_ok, a.arbiter_watch = None, watch(tmp_path)[0]
+    if not ok:
+        a.arbiter_watch._arbiter.health = KvmftError("arbiter_full", "It is full.", "Free space.")
+    answer = asyncio.run(a._standby_admit({"vm": "v", "xml": XML, "disks": []}))
+    assert [each["code"] for each in answer["lacking"]] == ([] if ok else ["no_arbiter"])
+    assert ok or "a cannot ask the arbiter: It is full." in answer["lacking"][0]["message"]
