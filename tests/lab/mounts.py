@@ -41,7 +41,7 @@ def share(lab: Lab, folder: Path, target: str, hosts: tuple[str, ...]) -> None:
     """Mount `folder` at `target` on the servers `hosts`, until they are next powered on."""
     folder.mkdir(parents=True, exist_ok=True)
     for host in hosts:
-        leader = lab._leader(host)
+        leader = lab.leader(host)
         assert leader is not None, f"{host} is off"
         subprocess.run(
             [sys.executable, "-c", _PROGRAM, str(folder), str(leader), target], check=True, timeout=30
