@@ -57,7 +57,8 @@ def look(made: ArbiterWatch) -> tuple[bool | None, str]:
 
 def claims(tmp_path: Path) -> None:
     (tmp_path / "vm" / "db1").mkdir(parents=True)
-    (tmp_path / "vm" / "db1" / "claims.json").write_text("{}")
+    for name in ("claims.json", "state.json"):
+        (tmp_path / "vm" / "db1" / name).write_text("{}")
 
 
 def test_without_an_arbiter_it_says_that_there_is_no_automatic_failover(tmp_path: Path) -> None:
@@ -73,13 +74,14 @@ def test_what_was_seen_is_kept_and_only_rises(tmp_path: Path) -> None:
     assert load_seen(str(tmp_path / "seen.json")) == Seen("one", {"": 12})
 
 
+@pytest.mark.parametrize("gone", ["claims.json", "state.json"], ids=["no claims", "turned off"])
 @pytest.mark.parametrize(
     ("health", "words"),
     [(Health("etcd", "one", {"": 9}), "went back, from revision 10 to 9"),
      (Health("etcd", "other", {"": 99}), "another arbiter than before")],
 )  # fmt: skip
 def test_a_broken_history_is_an_error_as_long_as_a_vm_depends_on_it(
-    tmp_path: Path, health: Health, words: str
+    tmp_path: Path, health: Health, words: str, gone: str
 ) -> None:
     claims(tmp_path)
     made, told = watch(tmp_path)
@@ -92,7 +94,7 @@ def test_a_broken_history_is_an_error_as_long_as_a_vm_depends_on_it(
     again, told = watch(tmp_path)
     told.health = health
     assert look(again)[0] is False, "also after a restart of the agent"
-    (tmp_path / "vm" / "db1" / "claims.json").unlink()
+    (tmp_path / "vm" / "db1" / gone).unlink()
     assert look(again)[0] is True
     assert load_seen(str(tmp_path / "seen.json")) == Seen(health.arbiter, health.revisions)
 
