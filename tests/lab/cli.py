@@ -180,6 +180,9 @@ def arguments() -> argparse.ArgumentParser:
     faults.add_argument("--keep", action="store_true", help="leave the lab up")
     faults.add_argument("--more", action="store_true", help="add to the runs of build/faults.json")
     faults.add_argument("--release", choices=("12", "13"), default="12")
+    switch = verbs.add_parser("switch")
+    switch.add_argument("--runs", type=int, default=20)
+    switch.add_argument("--release", choices=RELEASES, default="12")
     verbs.add_parser("site")
     _lab_arguments(verbs.add_parser("lab"))
     return parser
@@ -210,6 +213,10 @@ def main() -> int:
 
             return campaign.main(options.runs, options.rows, options.guest, options.long,
                                  options.release, options.keep, options.more)  # fmt: skip
+        case "switch":
+            from tests.lab import switch
+
+            return switch.main(options.runs, options.release)
         case "lab":
             return _lab(options)
         case "clean":

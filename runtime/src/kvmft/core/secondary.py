@@ -215,9 +215,7 @@ class SecondaryMachine:
         if event.halted:
             return self._halt(event.reason)
         if not event.won:
-            self.phase = StandbyPhase.DONE
-            lost = Report("disabled", event.reason)
-            return [DropPeer(), Discard(), lost, Finish(Outcome.FAILED, event.reason)]
+            return [DropPeer(), *self._give_up(event.reason)]
         self.phase = StandbyPhase.ACTIVATING
         # A primary that stopped for us waits to hear that it is relieved; another one is left.
         return [Run()] if self._planned else [DropPeer(), Run()]
@@ -244,10 +242,5 @@ class SecondaryMachine:
         return [DropPeer(), Report("fenced", reason), Finish(Outcome.FAILED, reason)]
 
     def _give_up(self, reason: str) -> list[Effect]:
-        claimed = self.phase in (StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING)
         self.phase = StandbyPhase.DONE
-        if claimed:
-            # The claim may be won: the record stays, and with it the right to start from the disks.
-            report = Report("failing_over", reason)
-            return [DropPeer(), report, Finish(Outcome.FAILED, reason)]
         return [Discard(), Report("disabled", reason), Finish(Outcome.FAILED, reason)]

@@ -13,14 +13,7 @@ from kvmft.core.events import Outcome, StopAsked, SwitchAsked, VmDied
 from kvmft.core.records import Mode
 from kvmft.core.secondary import StandbyPhase
 from kvmft.sim.history import History, Point
-from kvmft.sim.sides import (
-    PATIENCE,
-    ClaimWorker,
-    PrimaryWorker,
-    Qemu,
-    SecondaryWorker,
-    Worker,
-)
+from kvmft.sim.sides import ClaimWorker, PrimaryWorker, Qemu, SecondaryWorker, Worker
 from kvmft.sim.world import Connection, SimArbiter, Token, Wire, World
 
 STEP = 0.3
@@ -61,7 +54,6 @@ class Host:
         self.worker: Worker | None = None
         self.shown = "disabled"
         self.crashed = False
-        self.epochs_mark = False
         self.disk_synced = True
         self.disk_trouble = 0.0
         self.steps_to_live = 0
@@ -145,11 +137,6 @@ class Host:
             self.world.forbid("I5", f"{self.name} boots from a disk that is a mixture")
             return
         self.may_run("boots")
-        standby = self.peer.worker
-        if isinstance(standby, SecondaryWorker) and standby.machine.phase is StandbyPhase.WAITING:
-            waited = self.world.now - standby.waiting_since
-            if self.peer.frozen_until < self.world.now and waited > 3 * PATIENCE.agent_grace:
-                self.world.forbid("liveness", "boots from disk while a secondary holds the memory")
         self.history.check_start(self.disk, "boots", "I5")
         self.seen_boot, self.ran, self.crashed = self.boot, True, False
         self.qemu = Qemu(self, self.history.begin(self.disk))
@@ -161,7 +148,7 @@ class Host:
     def may_run(self, what: str) -> None:
         """Check that the arbiter's newest record gives this host the right to run (I1)."""
         top = self.arbiter.top
-        if self.arbiter.tampered or top is None or self.world.violations:
+        if self.arbiter.tampered or top is None:
             return
         if top.holder != self.name or (top.mode is not Mode.SOLO and what != "boots"):
             self.world.forbid("I1", f"{self.name} {what}, but generation {top.gen} is {top.holder}'s")
@@ -211,7 +198,8 @@ class Host:
     def _recover_secondary(self) -> None:
         self._recover = False
         if self.qemu is None or self.qemu.dead:
-            if self._may_have_won:
+            held = self.holdings
+            if held.written or any(record.mode is Mode.SOLO for record in held.bases):
                 self._start(ClaimWorker(self, self.peer.name))
             else:
                 self._go_stale()
@@ -219,12 +207,6 @@ class Host:
         worker = SecondaryWorker(self, self.qemu, self.peer.name, self.session)
         self.worker = worker
         worker.resume()
-
-    @property
-    def _may_have_won(self) -> bool:
-        """True when this side, a standby, was claiming when its QEMU or host was lost."""
-        held = self.holdings
-        return bool(held.written) or any(record.mode is Mode.SOLO for record in held.bases)
 
     def _go_stale(self) -> None:
         self.role = "stale"
@@ -252,8 +234,6 @@ class Host:
                 self.role, self.may_start, self.ran = "primary", True, True
                 self.seen_boot, self._regain, self.desired = self.boot, False, "enabled"
                 self._not_before = self.world.now + 0.3
-            elif outcome is Outcome.FAILED and self._may_have_won:
-                self._recover, self._not_before = True, self.world.now + RETRY
             else:
                 self._go_stale()
             return
@@ -266,7 +246,6 @@ class Host:
             self.shown = "fenced"
         elif outcome in (Outcome.SOLO, Outcome.DETACHED):
             self.may_start, self._regain = True, False
-            self.may_run("may start it")
             if worker.role == "claim":
                 self._boot()
             elif self.qemu is None or self.qemu.dead:
@@ -326,7 +305,7 @@ class Host:
             self.worker.dead = True
             self.worker = None
         self._destroy()
-        self.journal, self.epochs_mark = None, False
+        self.journal = None
         if not self.disk_synced:
             self.disk = None  # what was applied was partly in the page cache
 
@@ -402,7 +381,6 @@ class Cluster:
         self.history = History(world)
         self.wire = Wire(world)
         self.commits: set[tuple[int, int]] = set()
-        self.stored: set[int] = set()
         self.powered_off = False
         self.chaos = Token()
         self._sessions = 0

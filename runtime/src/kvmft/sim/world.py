@@ -227,18 +227,16 @@ class SimArbiter:
             late = delay + 2 * rng.random()
             world.at(late, None, None, self._apply, base, new, record, None)
 
-        def reply(value: Reply | None) -> None:
-            world.at(LATENCY if value else 0.4, host, token, answer, value)
+        def reply(value: Reply) -> None:
+            world.at(LATENCY, host, token, answer, value)
 
         world.at(delay, None, None, self._apply, base, new, record, reply)
 
     def _apply(
         self, base: bytes | None, new: bytes, record: Record,
-        reply: Callable[[Reply | None], None] | None,
+        reply: Callable[[Reply], None] | None,
     ) -> None:  # fmt: skip
         if self.down:
-            if reply is not None:
-                reply(None)
             return
         swapped = self.value == base
         if swapped:
