@@ -15,7 +15,7 @@ from tests.lab import container, images, net
 from tests.lab.lab import ROOT, Lab
 
 WHEELS = ROOT / "roles" / "runtime" / "files"
-STAGES = ("lint", "unit", "sim", "pair", "lab")
+STAGES = ("lint", "unit", "sim", "contract", "pair", "lab")
 RELEASES = tuple(images.SUITES)
 
 
