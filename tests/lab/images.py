@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 CACHE = Path(os.environ.get("KVMFT_CACHE", "/var/cache/kvmft-lab"))
@@ -34,7 +35,15 @@ WIDE_MODULES = (
     "cdrom", "sr_mod", "virtio_scsi", "virtio_balloon", "virtio-rng", "virtio_console", "efivarfs",
 )  # fmt: skip
 """In the order in which they have to be loaded."""
+TEST_PACKAGES = (
+    *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "python3-psycopg", "ansible-core", "gcc", "libc6-dev",
+    "busybox-static", "cpio", "e2fsprogs", "git",
+)  # fmt: skip
+"""What the stages unit, sim and pair need, all of it from Debian."""
+KEEP_SECONDS = 3 * 86400
+"""An image that is made no longer stays so long after its last use."""
 HERE = Path(__file__).parent
+KEYRINGS = Path("/usr/share/keyrings")
 GUEST_RECIPES = HERE.parent / "guest"
 
 
@@ -49,9 +58,26 @@ def mirror() -> str:
     return "http://deb.debian.org/debian"
 
 
+def know_keys(suite: str) -> None:
+    """Have the keys that sign `suite`: an older debian-archive-keyring does not know a newer Debian."""
+    key = KEYRINGS / f"debian-archive-{suite}-stable.gpg"
+    if key.exists():
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "-qq", "update"],
+                    ["apt-get", "-qq", "install", "-y", "debian-archive-keyring"]):  # fmt: skip
+        subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL)
+    if not key.exists():
+        raise RuntimeError(
+            f"The keys that sign Debian {suite} are not on this machine ({key}). Install a newer "
+            "debian-archive-keyring (Debian 12: 2023.3+deb12u2 or later)."
+        )
+
+
 def bootstrap(target: Path, release: str, packages: tuple[str, ...], *extra: str) -> None:
     """A Debian root file system with `packages` in the folder `target`."""
     suite = SUITES[release]
+    know_keys(suite)
     sources = (
         f"deb {mirror()} {suite} main\ndeb {mirror()} {suite}-updates main\n"
         f"deb {mirror()}-security {suite}-security main\n"
@@ -79,9 +105,12 @@ def _cached(name: str, key: str, build: object) -> Path:
         # Two labs may be made at the same time; the second one waits for the first one's work.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
+            os.utime(path)
             return path
         for old in CACHE.glob(f"{name}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            # A lab of another checkout may be running on it.
+            if time.time() - old.stat().st_mtime > KEEP_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
         temporary = CACHE / f".{name}-{key}.{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -113,14 +142,22 @@ rm -f "$root"/etc/resolv.conf && touch "$root"/etc/resolv.conf
 def server_root(release: str) -> Path:
     """The root file system that every server of the lab is an overlay of."""
 
+    return _root(f"server-{release}", release, SERVER_PACKAGES)
+
+
+def test_root(release: str) -> Path:
+    """A server's root file system with what the tests of a single machine need."""
+    return _root(f"tests-{release}", release, TEST_PACKAGES)
+
+
+def _root(name: str, release: str, packages: tuple[str, ...]) -> Path:
     def build(directory: Path) -> None:
         hook = directory / "hook.sh"
         hook.write_text(SERVER_HOOK)
         root = directory / "root"
-        bootstrap(root, release, SERVER_PACKAGES, f"--customize-hook=sh {hook} \"$1\"")
+        bootstrap(root, release, packages, f"--customize-hook=sh {hook} \"$1\"")
 
-    key = _key(release, SERVER_PACKAGES, SERVER_HOOK)
-    return _cached(f"server-{release}", key, build) / "root"
+    return _cached(name, _key(release, packages, SERVER_HOOK), build) / "root"
 
 
 def postgres_guest() -> Path:
@@ -156,15 +193,17 @@ def quick_guest() -> Path:
     """A folder with `disk.raw`, `kernel` and `initrd` of the busybox guest."""
     kernel_of = postgres_guest()
     init = (GUEST_RECIPES / "quick-init").read_text()
-    server = (GUEST_RECIPES / "ledger.c").read_text()
+    programs = ("ledger", "service")
+    sources = [(GUEST_RECIPES / f"{name}.c").read_text() for name in programs]
 
     def build(directory: Path) -> None:
         root = directory / "root"
         for name in ("bin", "dev", "proc", "sys", "lib"):
             (root / name).mkdir(parents=True)
         shutil.copy("/bin/busybox", root / "bin" / "busybox")
-        subprocess.run(["gcc", "-O2", "-static", "-o", str(root / "bin" / "ledger"),
-                        str(GUEST_RECIPES / "ledger.c")], check=True)  # fmt: skip
+        for name in programs:
+            subprocess.run(["gcc", "-O2", "-static", "-o", str(root / "bin" / name),
+                            str(GUEST_RECIPES / f"{name}.c")], check=True)  # fmt: skip
         for module in (kernel_of / "modules").iterdir():
             shutil.copy(module, root / "lib" / module.name)
         (root / "init").write_text(init)
@@ -179,7 +218,7 @@ def quick_guest() -> Path:
             file.truncate(64 << 20)
         shutil.rmtree(root)
 
-    return _cached("guest-quick", _key(init, server, kernel_of.name), build)
+    return _cached("guest-quick", _key(init, sources, kernel_of.name), build)
 
 
 def _extract_modules(disk: Path, names: tuple[str, ...], target: Path) -> list[str]:

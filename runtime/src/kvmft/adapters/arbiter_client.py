@@ -61,7 +61,11 @@ class ArbiterIdentity:
 
 
 class ArbiterClient:
-    """Claims of one side of one VM. `on_decided(won, halted, reason)` ends each of them."""
+    """Claims of one side of one VM. `on_decided(won, halted, reason)` ends each of them.
+
+    `on_sent(text, **figures)` hears of every transaction, once, before it goes out; `receipt` is
+    what to write down of the last claim's end: who asked from what, how often, and who holds now.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class ArbiterClient:
         on_decided: Callable[[bool, bool, str], None],
         on_note: Callable[[str], None],
         arbiter: Arbiter | None = None,
+        on_sent: Callable[..., None] | None = None,
     ) -> None:
         self._reactor = reactor
         self._identity = identity
@@ -80,10 +85,15 @@ class ArbiterClient:
         self._waiting: SendTxn | None = None
         self._patience: Timer | None = None
         self._due: Timer | None = None
+        self._on_sent = on_sent or (lambda text, **figures: None)
+        self._sent: SendTxn | None = None
+        self._times = 0
+        self._begun = 0.0
         self._claim: Claim | None = None
         self._named: Record | None = None
         self._attempt = 0
         self._last_note = ""
+        self.receipt: dict[str, Any] = {}
         self.holdings = self._load()
 
     @property
@@ -175,6 +185,8 @@ class ArbiterClient:
             self._on_decided(False, True, str(error))
             return
         self._last_note = ""
+        self._sent, self._times, self._begun = None, 0, self._reactor.now()
+        self.receipt = {}
         self._run(self._claim.start())
 
     def _run(self, effects: list[ClaimEffect]) -> None:
@@ -183,15 +195,38 @@ class ArbiterClient:
                 case Persist(holdings):
                     self._persist(holdings)
                 case SendTxn():
+                    self._tell_sent(effect)
                     self._send_after(effect)
                 case Note(text):
                     if text != self._last_note:
                         self._last_note = text
                         self._on_note(text)
-                case Decided(verdict, _record, reason):
+                case Decided(verdict, record, reason):
                     self._claim = None
+                    self._make_receipt(verdict, record)
                     won, halted = verdict is Verdict.WON, verdict is Verdict.HALT
                     self._reactor.call_later(0, partial(self._on_decided, won, halted, reason))
+
+    def _tell_sent(self, effect: SendTxn) -> None:
+        self._times += 1
+        if self._sent is None or self._sent.txn != effect.txn:
+            self._sent = effect
+            base = records.brief(effect.base) if effect.base else "no record"
+            self._on_sent(f"asks to replace {base} by {records.brief(effect.new)}",
+                          base=effect.base.gen if effect.base else 0, asked=effect.new.gen,
+                          nonce=effect.new.nonce[:8])  # fmt: skip
+
+    def _make_receipt(self, verdict: Verdict, record: Record | None) -> None:
+        sent = self._sent
+        self.receipt = {
+            "verdict": verdict.value,
+            "base": sent.base.gen if sent and sent.base else 0,
+            "asked": sent.new.gen if sent else None,
+            "nonce": sent.new.nonce[:8] if sent else None,
+            "record": records.brief(record) if record else None,
+            "times": self._times,
+            "arbiter_ms": round((self._reactor.now() - self._begun) * 1000, 1),
+        }
 
     def _send_after(self, effect: SendTxn) -> None:
         if self._due is not None:

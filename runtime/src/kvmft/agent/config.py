@@ -21,15 +21,17 @@ DEFAULTS = {
 }
 KEYS = (
     "cluster_id", "host", "storage_pool", "addresses", "peers", "ft_port", "ft_log_ports", "tls",
-    "arbiter", "defaults",
+    "arbiter", "defaults", "metrics",
 )  # fmt: skip
+METRICS_PORT = 7409
 NETWORKS = ("management", "ft", "migration")
 
 
 @dataclass(frozen=True)
 class Config:
     """The agent's configuration. `options` are the defaults of ft_vm's options: times in
-    milliseconds, and `sync_mib_s`, the bound of a sync in MiB per second (0: none)."""
+    milliseconds, and `sync_mib_s`, the bound of a sync in MiB per second (0: none).
+    `metrics_port` None: no metrics are served."""
 
     cluster_id: str
     host: str
@@ -41,6 +43,8 @@ class Config:
     tls: TlsFiles
     arbiter: dict[str, Any]
     options: dict[str, float]
+    metrics_address: str = ""
+    metrics_port: int | None = None
 
 
 def _wrong(path: str, value: object, want: str) -> KvmftError:
@@ -73,6 +77,23 @@ def _port(value: Any, path: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
         raise _wrong(path, value, "a port number from 1 to 65535")
     return value
+
+
+def _metrics(value: Any, management: str) -> tuple[str, int | None]:
+    """Address and port of the metrics: the management address and METRICS_PORT by default."""
+    value = {} if value is None else value
+    if not isinstance(value, dict):
+        raise _wrong("metrics", value, "a mapping of address and port")
+    for name in value:
+        if name not in ("address", "port"):
+            raise _wrong(f"metrics.{name}", value[name], "address or port; this name is unknown")
+    address = value.get("address") or management
+    try:
+        ipaddress.ip_address(_text(address, "metrics.address", "an IP address"))
+    except ValueError:
+        raise _wrong("metrics.address", address, "an IP address") from None
+    port = value.get("port", METRICS_PORT)
+    return address, None if port is None else _port(port, "metrics.port")
 
 
 def check_options(value: Any, path: str) -> dict[str, float]:
@@ -163,6 +184,7 @@ def parse(value: Any) -> Config:
         raise _wrong("tls", tls, "a mapping of ca, cert and key to paths")
     files = [_text(tls.get(name), f"tls.{name}", "a path") for name in ("ca", "cert", "key")]
     arbiter = _arbiter(value.get("arbiter"))
+    metrics_address, metrics_port = _metrics(value.get("metrics"), addresses["management"])
     options = {**DEFAULTS, **check_options(value.get("defaults") or {}, "defaults")}
     if options["min_interval_ms"] > options["interval_ms"]:
         raise _wrong("defaults.min_interval_ms", options["min_interval_ms"],
@@ -178,6 +200,8 @@ def parse(value: Any) -> Config:
         tls=TlsFiles(*files),
         arbiter=arbiter,
         options=options,
+        metrics_address=metrics_address,
+        metrics_port=metrics_port,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from kvmft.agent.facts import gather, request_of
 from kvmft.core.admission import Request, lacking
 from kvmft.core.domain import Domain, describe, hardware, with_cpu_of
+from kvmft.core.qemu_version import older_process
 from kvmft.core.standby import persistent_xml, standby_xml
 from kvmft.errors import KvmftError
 
@@ -143,6 +144,26 @@ class Host:
             raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
                              "See `systemctl status libvirtd`.") from error  # fmt: skip
 
+    def execution(self, vm: str) -> str:
+        """`running` (its vCPUs run), `paused` (also: waits for its memory) or `off`.
+
+        KvmftError `libvirt_down` when libvirt does not answer.
+        """
+        import libvirt
+
+        try:
+            state = self._lookup(vm).state()[0]
+        except KvmftError as error:
+            if error.code != "vm_not_found":
+                raise
+            return "off"
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+        if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED):
+            return "running"
+        return "paused" if state == libvirt.VIR_DOMAIN_PAUSED else "off"
+
     def is_defined(self, vm: str) -> bool:
         """True when libvirt could start a domain of this name from its own definition."""
         try:
@@ -185,6 +206,31 @@ class Host:
             return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
         return {"qemu": text(connection.getVersion()), "libvirt": text(connection.getLibVersion())}
+
+    def qemu_of(self, found: Found) -> str:
+        """The QEMU version that a standby of this VM needs: the installed one.
+
+        KvmftError `qemu_version` when the VM still runs in one of another release.
+        """
+        import libvirt
+        import libvirt_qemu  # of Debian's python3-libvirt, like libvirt
+
+        installed = self.versions()["qemu"]
+        if not found.running:
+            return installed
+        name = found.domain.name
+        try:
+            answer = libvirt_qemu.qemuMonitorCommand(
+                self._lookup(name), '{"execute": "query-version"}', 0
+            )
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {name}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+        version = json.loads(answer)["return"]["qemu"]
+        running = f"{version['major']}.{version['minor']}.{version['micro']}"
+        for reason in older_process(name, running, installed):
+            raise reason
+        return installed
 
     @staticmethod
     def clear_tokens() -> None:

@@ -96,11 +96,13 @@ class Tuning:
     switch_bound: float = 5.0
     max_rounds: int = 8
     round_target: int = 4 << 20
+    longest_rest: float = 0.1
+    """A pause that something else made long (a stopped QEMU) must not put off the next checkpoint."""
 
     def next_due(self, resumed: float, pause: float, output_waits: bool) -> float:
-        """When the next stop is due: soon when output waits, but never more than half paused."""
+        """When the next stop is due: soon when output waits, but not more than half paused."""
         gap = self.min_interval if output_waits else self.interval
-        return resumed + max(gap, pause)
+        return resumed + max(gap, min(pause, self.longest_rest))
 
 
 class PrimaryMachine:

@@ -6,6 +6,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ from kvmft.worker.replica import ReplicaDisks, read_mark, write_mark
 
 STATUS_EVERY = 0.5
 ACTIVATION_BOUND = 10.0
+KINDS = {"planned switchover": "planned", "a person ordered the failover": "ordered"}
+"""What kind of failover it is, by the reason with which the machine began it."""
 FIRST_CONTACT = 30.0
 """Seconds in which the primary must have connected."""
 DIGEST_CHUNK = 4 << 20
@@ -74,6 +77,7 @@ class SecondaryWorker:
             config.identity(),
             on_decided=self._decided,
             on_note=lambda reason: link.event("arbiter", reason),
+            on_sent=partial(link.event, "claim_sent"),
         )
         self.journal = Journal(os.path.join(config.run_dir, "journal"), config.resume)
         self.disks = ReplicaDisks([(disk.path, disk.size) for disk in config.disks])
@@ -185,6 +189,7 @@ class SecondaryWorker:
             case "stop" | "suspend":
                 self.post(ev.StopAsked())
             case "claim":
+                self.link.event("failover_asked", "a person ordered the failover")
                 self.post(ev.ClaimAsked())
 
     # -- the standby's memory -----------------------------------------------------------------------
@@ -373,6 +378,8 @@ class SecondaryWorker:
         reason = str(farewell.get("reason"))
         if farewell.get("claim"):
             self.lost_at = self.reactor.now()
+            self.link.event("primary_lost", f"the primary says: {reason}",
+                            signal=ev.Loss.FAREWELL.value)  # fmt: skip
             self.post(ev.PeerLost(ev.Loss.FAREWELL, reason))
         else:
             self.post(ev.PeerLost(ev.Loss.REFUSED, reason))
@@ -383,7 +390,9 @@ class SecondaryWorker:
 
     def _stream_lost(self, closed: bool, reason: str) -> None:
         self.lost_at = self.reactor.now()
-        self.link.event("primary_lost", reason, closed=closed)
+        signal = ev.Loss.CLOSED if closed else ev.Loss.SILENCE
+        if not self._finished:
+            self.link.event("primary_lost", reason, signal=signal.value)
         self.post(ev.PeerLost(ev.Loss.CLOSED if closed else ev.Loss.SILENCE, reason))
 
     def _heartbeat(self) -> None:
@@ -397,7 +406,8 @@ class SecondaryWorker:
             silence = self.detector.silent_for(now)
             self.lost_at = now
             reason = f"no sign of life for {silence * 1000:.0f} ms"
-            self.link.event("primary_lost", reason, detection_ms=round(silence * 1000, 1))
+            self.link.event("primary_lost", reason, signal=ev.Loss.SILENCE.value,
+                            detection_ms=round(silence * 1000, 1))  # fmt: skip
             self.post(ev.PeerLost(ev.Loss.SILENCE, reason))
             return
         self._show_life()
@@ -471,15 +481,20 @@ class SecondaryWorker:
 
     def _persist_offer(self, effect: ev.PersistOffer) -> None:
         self.arbiter.accept_offer(effect.record)
+        self.link.event("offer_stored", "the pair's record is stored; this side may claim from it",
+                        generation=self.arbiter.generation)  # fmt: skip
         write_mark(self.config.state_dir, True, self.config.session)
         self.post(ev.OfferPersisted())
 
     def _start_claim(self, _effect: ev.StartClaim) -> None:
-        self.link.event("claim", "asks the arbiter to run alone")
+        self.link.event("claim", "asks the arbiter for the right to run alone", purpose="solo",
+                        generation=self.arbiter.generation,
+                        epoch=self.machine.committed)  # fmt: skip
         self.arbiter.solo()
 
     def _decided(self, won: bool, halted: bool, reason: str) -> None:
-        self.link.event("verdict", reason, won=won, generation=self.arbiter.generation)
+        generation = self.arbiter.generation
+        self.link.event("verdict", reason, won=won, generation=generation, **self.arbiter.receipt)
         self.post(ev.Claimed(won, halted, reason))
 
     def _recover_loaded(self, status: str) -> None:
@@ -522,6 +537,8 @@ class SecondaryWorker:
             self._wait_loaded()
         self.disks.sync_end()
         self._loading = self.reactor.now() - begun
+        self.link.event("loaded", f"the device state of commit {effect.epoch} is loaded",
+                        epoch=effect.epoch, ms=round(self._loading * 1000, 1))  # fmt: skip
         self.post(ev.Loaded())
 
     def _run(self, _effect: ev.Run) -> None:
@@ -538,8 +555,10 @@ class SecondaryWorker:
             epoch=self.machine.committed,
             activation_ms=round((self._loading + done - begun) * 1000, 1),
             since_loss_ms=round((done - self.lost_at) * 1000, 1) if self.lost_at else None,
+            kind=KINDS.get(self.state[1], "unplanned"),
             carried_packets=carried,
         )
+        self.link.event("output_open", "runs by right: its output goes out from here on, unheld")
         self.post(ev.Activated())
 
     def _carry_in(self, index: int, packet: bytes) -> None:
@@ -603,7 +622,8 @@ class SecondaryWorker:
     def _report(self, effect: ev.Report) -> None:
         self.state = (effect.state, effect.reason)
         self.link.send(msg="state", state=effect.state, reason=effect.reason)
-        self.link.event("state", effect.reason, state=effect.state)
+        self.link.event("state", effect.reason, state=effect.state, role="secondary",
+                        generation=self.arbiter.generation)  # fmt: skip
 
     def _finish(self, effect: ev.Finish) -> None:
         self._finished = True
