@@ -93,6 +93,7 @@ class PrimaryWorker:
         self.held: dict[int, list[tuple[RedirectorPort, Segment]]] = {}
         self.state = ("starting", "attaching")
         self.sync_percent: float | None = 0.0
+        self._life_due = 0.0
         self.known: Known | None = None
         self.filters: list[ResyncFilter] = []
         self.synced_memory = 0
@@ -337,9 +338,15 @@ class PrimaryWorker:
             self._peer_lost(ev.Loss.SILENCE, f"no sign of life for {silence * 1000:.0f} ms",
                             detection_ms=round(silence * 1000, 1))  # fmt: skip
             return
-        if self.stream.queued == 0:
-            self._send(encode(FrameType.HEARTBEAT, self.machine.taken))
+        self._show_life()
         self.reactor.call_later(self.config.detection / 4, self._heartbeat)
+
+    def _show_life(self) -> None:
+        """A heartbeat, if the last one is not of just now; also from within long work."""
+        now = self.reactor.now()
+        if self.stream is not None and self.stream.queued == 0 and now >= self._life_due:
+            self._life_due = now + self.config.detection / 8
+            self._send(encode(FrameType.HEARTBEAT, self.machine.taken))
 
     def _send(self, *parts: bytes | bytearray | memoryview) -> None:
         if self.stream is not None:
@@ -374,6 +381,7 @@ class PrimaryWorker:
             os.path.join(self.directory, "device-state"),
             self._failed,
         )
+        self.engine.on_progress = self._show_life
 
     def _start_bulk(self, _effect: ev.StartBulk) -> None:
         assert self.monitor is not None and self.memory is not None and self.known is not None
