@@ -23,7 +23,7 @@ XML = (
 
 
 def found(running: bool = True) -> Found:
-    return Found(describe(XML), XML, running, 1, 0)
+    return Found(describe(XML), XML, XML, running, 1, 0)
 
 
 def admit(tmp_path: Path, **request: Any) -> list[str]:
