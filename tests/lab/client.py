@@ -20,6 +20,7 @@ import psycopg
 ECHO_PORT = 7
 ECHO_PAUSE = 0.02
 COMMIT_PAUSE = 0.002
+STARTING_PAUSE = 0.2
 PATIENCE = 60.0
 """Seconds after which an unanswered request counts as a broken connection."""
 
@@ -39,11 +40,22 @@ class Log:
 
 
 def connect(address: str) -> psycopg.Connection[Any]:
-    """A connection of which every statement is a transaction of its own."""
-    return psycopg.connect(
-        host=address, user="postgres", dbname="demo", autocommit=True,
-        connect_timeout=int(PATIENCE), tcp_user_timeout=int(PATIENCE * 1000),
-    )  # fmt: skip
+    """A connection of which every statement is a transaction of its own.
+
+    A database that is still starting has its port open already, and is waited for.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return psycopg.connect(
+                host=address, user="postgres", dbname="demo", autocommit=True,
+                connect_timeout=int(PATIENCE), tcp_user_timeout=int(PATIENCE * 1000),
+            )  # fmt: skip
+        except psycopg.OperationalError as error:
+            # libpq gives the error of a refused session as text alone, without its code 57P03.
+            if "the database system is" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(STARTING_PAUSE)
 
 
 def commits(address: str, log: Log, stop: threading.Event) -> None:

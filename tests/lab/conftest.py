@@ -14,7 +14,7 @@ from tests.lab.lab import Lab
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Servers on which site.yml has run. KVMFT_KEEP=1 leaves them up for a look."""
-    made = Lab(os.environ.get("KVMFT_LAB", "test"), os.environ.get("KVMFT_RELEASE", "12"))
+    made = Lab(os.environ.get("KVMFT_LAB", "test"), os.environ.get("KVMFT_RELEASE") or "12")
     made.down()
     try:
         made.up()

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,20 @@ BOOT_SECONDS = 60
 class Lab:
     """One lab; several of different names can be up side by side."""
 
-    def __init__(self, name: str | None = None, release: str = "12", servers: int = 2) -> None:
+    def __init__(
+        self, name: str | None = None, release: str | None = None, servers: int = 2,
+        other: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """`release` is the servers' Debian: by default what this lab was made with, or else what
+        KVMFT_RELEASE says, or else 12. `other` gives it for single servers that differ."""
+        self.other = dict(other or {})
         self.servers = ("node-a", "node-b", "node-c")[:servers]
         self.hosts = (*self.servers, "witness")
         self.name = name or os.environ.get("KVMFT_LAB", "kvmft")
-        self.release = release
         self.base = Path("/var/lib/kvmft-lab") / self.name
+        marker = self.base / "release"
+        made_with = marker.read_text() if marker.exists() else None
+        self.release = release or made_with or os.environ.get("KVMFT_RELEASE") or "12"
         self.build = ROOT / "build" / "lab" / self.name
         self.key = self.build / "id_ed25519"
         self.inventory = self.build / "inventory.yml"
@@ -43,8 +52,9 @@ class Lab:
 
     def up(self) -> None:
         """Make what is not there yet, and boot what is off."""
-        root = images.server_root(self.release)
-        guests = {"postgres": images.postgres_guest(), "quick": images.quick_guest()}
+        roots = {host: images.server_root(self.other.get(host, self.release)) for host in self.hosts}
+        guests = {"postgres": images.postgres_guest(), "quick": images.quick_guest(),
+                  "wide": images.wide_guest()}  # fmt: skip
         self.build.mkdir(parents=True, exist_ok=True)
         marker = self.base / "release"
         if marker.exists() and marker.read_text() != self.release:
@@ -58,7 +68,7 @@ class Lab:
             net.make_bridges(self.name)
         for host in self.hosts:
             if not self.is_on(host):
-                self._prepare(host, root, guests)
+                self._prepare(host, roots[host], guests)
                 self.power_on(host, wait=False)
         for host in self.hosts:
             self.wait_ssh(host)
@@ -79,6 +89,9 @@ class Lab:
             net.ip("netns", "del", f"{self.name}-{host}", check=False)
             subprocess.run(["umount", "-q", str(self.base / host / "root")], check=False,
                            stderr=subprocess.DEVNULL)  # fmt: skip
+        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for path in reversed([each for each in mounted if each.startswith(f"{self.base}/")]):
+            subprocess.run(["umount", "-l", path], check=False)
         shutil.rmtree(self.base, ignore_errors=True)
         shutil.rmtree(self.build, ignore_errors=True)
         shutil.rmtree(self.masters, ignore_errors=True)
@@ -119,11 +132,8 @@ class Lab:
         """Plug the cables in and boot."""
         home = self.base / host
         guests = [f"--bind-ro={images.postgres_guest()}:/opt/guests/postgres",
-                  f"--bind-ro={images.quick_guest()}:/opt/guests/quick"]  # fmt: skip
-        devices = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/vhost-net")
-                   if os.path.exists(path)]  # fmt: skip
-        if os.path.exists("/dev/kvm"):
-            devices.append(f"--bind={_kvm_node(home)}:/dev/kvm")
+                  f"--bind-ro={images.quick_guest()}:/opt/guests/quick",
+                  f"--bind-ro={images.wide_guest()}:/opt/guests/wide"]  # fmt: skip
         command = [
             "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot",
             f"--directory={home / 'root'}", f"--machine={self.name}-{host}",
@@ -131,7 +141,7 @@ class Lab:
             "--private-network", "--capability=all",
             f"--system-call-filter={SYSCALLS}", "--resolv-conf=off", "--timezone=off",
             "--link-journal=no", "--kill-signal=SIGRTMIN+3",
-            f"--bind={home / 'kvmft'}:/var/lib/kvmft", *guests, *devices,
+            f"--bind={home / 'kvmft'}:/var/lib/kvmft", *guests, *device_options(home),
             "--console=pipe",
         ]  # fmt: skip
         with (self.build / f"{host}.console").open("ab") as console:
@@ -140,7 +150,7 @@ class Lab:
                                        preexec_fn=lambda: self._enter_cgroup(host))  # fmt: skip
         (home / "pid").write_text(str(process.pid))
         until = time.monotonic() + BOOT_SECONDS
-        while (leader := self._leader(host)) is None or not _has_own_network(leader):
+        while (leader := self.leader(host)) is None or not _has_own_network(leader):
             if process.poll() is not None or time.monotonic() > until:
                 console = (self.build / f"{host}.console").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"{host} does not start:\n{console}")
@@ -150,7 +160,7 @@ class Lab:
         if wait:
             self.wait_ssh(host)
 
-    def _cgroups(self, host: str) -> list[Path]:
+    def cgroups(self, host: str) -> list[Path]:
         """The server's own control groups: without them all containers would share one tree, and
         one's systemd would see the others' processes in its services."""
         top = Path("/sys/fs/cgroup")
@@ -158,12 +168,12 @@ class Lab:
         return [tree / "kvmft-lab" / self.name / host for tree in trees if tree.is_dir()]
 
     def _enter_cgroup(self, host: str) -> None:
-        for group in self._cgroups(host):
+        for group in self.cgroups(host):
             group.mkdir(parents=True, exist_ok=True)
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
     def _leave_cgroup(self, host: str) -> None:
-        for group in self._cgroups(host):
+        for group in self.cgroups(host):
             for path, _, _ in os.walk(group, topdown=False):
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
@@ -185,7 +195,7 @@ class Lab:
 
     def is_on(self, host: str) -> bool:
         """True while the server's container runs."""
-        return self._leader(host) is not None
+        return self.leader(host) is not None
 
     def _nspawn(self, host: str) -> int | None:
         try:
@@ -195,7 +205,7 @@ class Lab:
             return None
         return pid if f"--machine={self.name}-{host}".encode() in command else None
 
-    def _leader(self, host: str) -> int | None:
+    def leader(self, host: str) -> int | None:
         """The container's PID 1, as this machine numbers it."""
         pid = self._nspawn(host)
         if pid is None:
@@ -210,7 +220,7 @@ class Lab:
 
     def _kill(self, host: str) -> None:
         """Killing PID 1 of a PID namespace kills everything in it at once (pid_namespaces(7))."""
-        outer, leader = self._nspawn(host), self._leader(host)
+        outer, leader = self._nspawn(host), self.leader(host)
         for pid in (leader, outer):
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -344,6 +354,15 @@ def _has_own_network(pid: int) -> bool:
         return False
     is_first = numbers is not None and numbers[1].split()[-1] == "1"
     return is_first and network != os.readlink("/proc/self/ns/net")
+
+
+def device_options(home: Path) -> list[str]:
+    """systemd-nspawn's options for the devices that hypervisors use; `home` keeps the node."""
+    options = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/vhost-net")
+               if os.path.exists(path)]  # fmt: skip
+    if os.path.exists("/dev/kvm"):
+        options.append(f"--bind={_kvm_node(home)}:/dev/kvm")
+    return options
 
 
 def _kvm_node(home: Path) -> Path:

@@ -26,3 +26,12 @@ def test_every_probe_of_doctor_passes(lab: Lab) -> None:
     probes = json.loads(lab.run("node-a", "kvmft doctor --json", check=False))
     assert probes
     assert [probe for probe in probes if not probe["ok"]] == []
+
+
+def test_qemu_may_reach_the_agents_sockets_where_apparmor_is_turned_on(lab: Lab) -> None:
+    """The lab's kernel may have no AppArmor; the rule is there all the same, on each release."""
+    for host in ("node-a", "node-b"):
+        profile = "/etc/apparmor.d/abstractions/libvirt-qemu"
+        assert "local/abstractions/libvirt-qemu" in lab.run(host, f"grep include {profile}")
+        added = lab.run(host, "cat /etc/apparmor.d/local/abstractions/libvirt-qemu")
+        assert "/run/kvmft/** rw," in added.splitlines()

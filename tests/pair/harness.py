@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,16 @@ def wait_for(what: str, check: Callable[[], Any], seconds: float = 20.0) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError(f"{what} did not happen within {seconds} s")
+
+
+@cache
+def machine_type() -> str:
+    """The versioned machine type that this machine's QEMU means by `q35`."""
+    text = subprocess.run(["qemu-system-x86_64", "-M", "help"], check=True, capture_output=True,
+                          text=True).stdout  # fmt: skip
+    found = re.search(r"^q35 .*\(alias of (\S+)\)", text, re.MULTILINE)
+    assert found, text
+    return found[1]
 
 
 def openssl(*arguments: str, cwd: Path) -> None:
@@ -205,6 +217,7 @@ class Pair:
         self.accelerator = accelerator
         make_pki(root / "pki", ("node-a", "node-b"))
         self.etcd = Etcd(root / "etcd")
+        self.arbiter: dict[str, Any] = {"type": "etcd", "endpoints": [self.etcd.url]}
         self.primary_vm = Qemu(root / "qemu-a", accelerator, incoming=False, network=network)
         self.standby_vm = Qemu(root / "qemu-b", accelerator, incoming=True, network=network)
         self.network = network
@@ -235,10 +248,10 @@ class Pair:
             "state_dir": str(self.root / f"state-{host}"),
             "tls": {"ca": str(pki / "ca.pem"), "cert": str(pki / f"{host}.pem"),
                     "key": str(pki / f"{host}.key")},
-            "arbiter": {"type": "etcd", "endpoints": [self.etcd.url]},
+            "arbiter": self.arbiter,
             "options": {"interval_ms": 20, "min_interval_ms": 4, "detection_ms": 1000,
                         "agent_grace_ms": 1500},
-            "qemu_pid": vm.process.pid, "own_monitor": str(vm.monitor), "machine": "pc-q35-7.2",
+            "qemu_pid": vm.process.pid, "own_monitor": str(vm.monitor), "machine": machine_type(),
             "disks": [{"target": "vda", "path": str(vm.disk), "size": 1 << 20}],
             "nics": [{"alias": "net0"}] if self.network else [],
             **extra,

@@ -11,4 +11,6 @@ if [ ! -x /usr/local/bin/kvmft ]; then
     esac
     exit 0
 fi
-exec /usr/local/bin/kvmft hook "$@" </dev/null
+# By way of env: libvirt's AppArmor profile lets a hook run what is in /usr/bin, unconfined, and
+# nothing of /usr/local or /opt; without it no protected VM and no standby would start.
+exec /usr/bin/env /usr/local/bin/kvmft hook "$@" </dev/null

@@ -16,4 +16,5 @@ def boot(monkeypatch: pytest.MonkeyPatch) -> Boot:
     """Set `boot.name` to restart the host."""
     made = Boot()
     monkeypatch.setattr("kvmft.agent.vm.boot_id", lambda: made.name)
+    monkeypatch.setattr("kvmft.agent.exposure.boot_id", lambda: made.name)
     return made

@@ -57,6 +57,9 @@ class FakeHost:
     def is_defined(self, vm: str) -> bool:
         return True
 
+    def crashed(self, vm: str) -> bool:
+        return False
+
     def find(self, vm: str):
         raise KvmftError("vm_not_found", "x", "")
 
@@ -394,6 +397,12 @@ def test_a_file_of_somebody_else_at_the_replicas_path_is_not_touched(tmp_path, m
 
         def createXML(self, *x):
             raise libvirt.libvirtError("domain 'v' already exists with uuid")
+
+        def getDomainCapabilities(self, *x):
+            return "<domainCapabilities/>"
+
+        def listAllDomains(self):
+            return []
 
     monkeypatch.setattr(h, "_libvirt", lambda: C())
     domain, disks = describe(XML.format(p=p)), [{"target": "vda", "path": str(p), "size": 4096}]

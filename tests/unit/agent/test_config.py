@@ -60,6 +60,18 @@ def test_a_good_configuration_is_read_with_defaults() -> None:
         (put("arbiter", "type", value="quorum"), "arbiter.type"),
         (put("arbiter", "endpoints", value=[]), "arbiter.endpoints"),
         (put("arbiter", "endpoints", 0, value="witness"), "arbiter.endpoints"),
+        (put("arbiter", "endpoint", value=["https://10.90.0.13:2379"]), "arbiter.endpoint"),
+        (put("arbiter", "type", value=["etcd"]), "arbiter.type"),
+        (put("arbiter", "tls", value="/ca"), "arbiter.tls"),
+        (put("arbiter", "tls", value={"ca": "/ca", "crt": "/c"}), "arbiter.tls"),
+        (put("arbiter", "tls", value={"cert": "/c"}), "arbiter.tls"),
+        (put("arbiter", "tls", value={"ca": 5}), "arbiter.tls.ca"),
+        (put("arbiter", value={"type": "none", "directory": "/srv/x"}), "arbiter.directory"),
+        (put("arbiter", value={"type": "file"}), "arbiter.directory"),
+        (put("arbiter", value={"type": "file", "directory": "srv/x"}), "arbiter.directory"),
+        (put("arbiter", value={"type": "file", "directory": "/tmp/x"}), "arbiter.directory"),
+        (put("arbiter", value={"type": "file", "directory": "/srv/x", "endpoints": []}),
+         "arbiter.endpoints"),
         (put("defaults", "interval", value=5), "defaults.interval"),
         (put("defaults", "detection_ms", value=-1), "defaults.detection_ms"),
     ],
@@ -72,6 +84,15 @@ def test_a_wrong_value_is_named_by_its_path(
     with pytest.raises(KvmftError) as caught:
         parse(value)
     assert caught.value.message.startswith(f"{path} in the configuration") and caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"type": "none"}, {"type": "file", "directory": "/srv/kvmft-arbiter"},
+     {"type": "etcd", "endpoints": ["http://[fd00::1]:2379"], "tls": {"ca": "/ca"}}],
+)  # fmt: skip
+def test_each_kind_of_arbiter_is_read(section: dict[str, Any]) -> None:
+    assert parse({**GOOD, "arbiter": section}).arbiter == section
 
 
 @pytest.mark.parametrize("value", [{"interval_ms": True}, {"interval_ms": "20"}, {"x": 1}, [1]])

@@ -102,6 +102,11 @@ def test_a_long_pause_never_takes_more_than_half_of_the_time() -> None:
     assert TUNING.next_due(10.0, 0.050, output_waits=True) == pytest.approx(10.050)
 
 
+def test_a_long_pause_does_not_put_off_the_next_checkpoint() -> None:
+    """A QEMU that was stopped for 5 s must not hold its clients' output for 5 s more."""
+    assert TUNING.next_due(10.0, 5.0, output_waits=True) == pytest.approx(10.1)
+
+
 def test_before_a_pair_was_named_losing_the_secondary_needs_no_claim() -> None:
     drive = Driver().to_first_checkpoint()
     assert drive(ev.PeerLost(ev.Loss.CLOSED, "gone")) == ["DropPeer", "ReleaseAll"]
@@ -178,6 +183,16 @@ def test_a_restarted_agent_claims_before_it_opens_the_output() -> None:
 def test_turning_off_claims_first_and_ends_detached() -> None:
     drive = Driver().to_protected()
     assert drive(ev.StopAsked())[0] == "Farewell"
+    assert drive(ev.Claimed(won=True)) == ["ReleaseAll"]
+    drive(ev.Released())
+    assert drive.all[-1] == ev.Finish(ev.Outcome.DETACHED, "turned off on request")
+
+
+def test_turning_off_before_anything_was_gained_ends_detached_too() -> None:
+    """Else its record would stay with the arbiter, and no other host could turn it on."""
+    drive = Driver()
+    drive(ev.Started(create=True))
+    assert drive(ev.StopAsked()) == ["Farewell", "DropPeer"]
     assert drive(ev.Claimed(won=True)) == ["ReleaseAll"]
     drive(ev.Released())
     assert drive.all[-1] == ev.Finish(ev.Outcome.DETACHED, "turned off on request")

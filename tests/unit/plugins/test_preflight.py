@@ -77,6 +77,14 @@ def _without(host: str, name: str) -> Callable[[Inventory], None]:
     return change
 
 
+def _arbiter(value: Any) -> Callable[[Inventory], None]:
+    def change(inventory: Inventory) -> None:
+        inventory["kvmft_arbiter"]["hosts"] = {}
+        inventory["kvmft_hosts"]["vars"] = {"kvmft_arbiter": value}
+
+    return change
+
+
 def _several(inventory: Inventory) -> None:
     _without("node-a", "kvmft_ft_address")(inventory)
     _facts(kernel="6.1.0-18-amd64")(inventory)
@@ -105,6 +113,23 @@ CASES: list[tuple[str, Callable[[Inventory], Any], list[str]]] = [
         w2={"kvmft_management_address": "192.0.2.14"}), ["kvmft_arbiter has 2 machines"]),
     ("arbiter on a host", lambda each: each["kvmft_arbiter"].update(hosts={"node-a": {}}),
      ["the arbiter node-a is a host too"]),
+    ("arbiter of no known kind", _arbiter({"type": "quorum"}),
+     ["kvmft_arbiter of node-a has no type etcd, file or none"]),
+    ("arbiter that is no mapping", _arbiter("file"),
+     ["kvmft_arbiter of node-a has no type etcd, file or none"]),
+    ("arbiter without directory", _arbiter({"type": "file"}),
+     ["kvmft_arbiter.directory of node-a is no absolute path", "Name the directory"]),
+    ("arbiter not mounted", _arbiter({"type": "file", "directory": "/usr/lib"}),
+     ["node-a: the directory /usr/lib of the arbiter is on the root file system"]),
+    ("arbiter's directory missing", _arbiter({"type": "file", "directory": "/srv/not/there"}),
+     ["node-b: the directory /srv/not/there of the arbiter does not exist"]),
+    ("etcd without members", _arbiter({"type": "etcd"}), ["is etcd, but there is none"]),
+    ("file and etcd at once",
+     lambda each: each["kvmft_hosts"].update(
+         vars={"kvmft_arbiter": {"type": "file", "directory": "/proc"}}),
+     ["is of type file, but the group kvmft_arbiter has machines for etcd"]),
+    ("arbiters of two kinds", _set("node-b", kvmft_arbiter={"type": "etcd"}),
+     ["kvmft_arbiter of node-b is of another type than that of node-a"]),
     ("several at once", _several,
      ["3 finding(s); nothing was changed", "kvmft_ft_address is missing for node-a",
       "node-b: the kernel is 6.1.0-18-amd64", "the interface mig9 does not exist"]),
@@ -125,6 +150,13 @@ def _play(tmp_path: Path, collections: Path, inventory: Inventory) -> tuple[int,
 
 def test_a_good_inventory_passes(tmp_path: Path, collections: Path) -> None:
     code, output = _play(tmp_path, collections, copy.deepcopy(GOOD))
+    assert code == 0 and "PREFLIGHT PASSED" in output, output
+
+
+def test_a_directory_that_is_mounted_passes(tmp_path: Path, collections: Path) -> None:
+    inventory = copy.deepcopy(GOOD)
+    _arbiter({"type": "file", "directory": "/proc"})(inventory)
+    code, output = _play(tmp_path, collections, inventory)
     assert code == 0 and "PREFLIGHT PASSED" in output, output
 
 

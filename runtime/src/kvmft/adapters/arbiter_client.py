@@ -1,18 +1,25 @@
-"""Runs claims against the arbiter for one VM: durable first, then the request, from a thread."""
+"""Runs claims against the arbiter for one VM: durable first, then the request, from a thread.
+
+At most one request is under way. An arbiter may block for as long as it likes (a hung mount): the
+claim is told that there was no answer, and the answer counts when it comes after all, because what
+would be asked again is the same.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from kvmft.adapters.arbiters import open_arbiter
 from kvmft.adapters.durable import remove_durably, write_durably
-from kvmft.adapters.etcd import Etcd, Unclear, config_of, vm_key
-from kvmft.adapters.reactor import Reactor
+from kvmft.adapters.reactor import Reactor, Timer
+from kvmft.adapters.seen import SEEN_PATH, load_seen
 from kvmft.core import records
 from kvmft.core.arbitration import (
     Claim,
@@ -26,8 +33,13 @@ from kvmft.core.arbitration import (
     Verdict,
     holdings_from_bytes,
 )
+from kvmft.core.position import Position, newest
 from kvmft.core.records import Mode, Record
 from kvmft.errors import KvmftError
+from kvmft.ports import Arbiter, Unclear, vm_key
+
+PATIENCE = 4.0
+"""Seconds without an answer after which people are told."""
 
 PERSIST_RETRY = 0.5
 """Seconds until a claims file that could not be written is tried again."""
@@ -48,10 +60,15 @@ class ArbiterIdentity:
     peer: str
     claims_path: str
     arbiter: dict[str, Any]
+    seen_path: str = SEEN_PATH
 
 
 class ArbiterClient:
-    """Claims of one side of one VM. `on_decided(won, halted, reason)` ends each of them."""
+    """Claims of one side of one VM. `on_decided(won, halted, reason)` ends each of them.
+
+    `on_sent(text, **figures)` hears of every transaction, once, before it goes out; `receipt` is
+    what to write down of the last claim's end: who asked from what, how often, and who holds now.
+    """
 
     def __init__(
         self,
@@ -59,16 +76,27 @@ class ArbiterClient:
         identity: ArbiterIdentity,
         on_decided: Callable[[bool, bool, str], None],
         on_note: Callable[[str], None],
+        arbiter: Arbiter | None = None,
+        on_sent: Callable[..., None] | None = None,
     ) -> None:
         self._reactor = reactor
         self._identity = identity
         self._on_decided = on_decided
         self._on_note = on_note
-        self._etcd = Etcd(config_of(identity.arbiter)) if _has_arbiter(identity.arbiter) else None
+        self._arbiter = arbiter or open_arbiter(identity.arbiter)
+        self._under_way = False
+        self._waiting: SendTxn | None = None
+        self._patience: Timer | None = None
+        self._due: Timer | None = None
+        self._on_sent = on_sent or (lambda text, **figures: None)
+        self._sent: SendTxn | None = None
+        self._times = 0
+        self._begun = 0.0
         self._claim: Claim | None = None
         self._named: Record | None = None
         self._attempt = 0
         self._last_note = ""
+        self.receipt: dict[str, Any] = {}
         self.holdings = self._load()
 
     @property
@@ -99,12 +127,13 @@ class ArbiterClient:
         self._begin(lambda: Claim.solo(who.cluster, who.me, who.peer, self.holdings, nonce))
 
     def name_pair(self, epoch: int) -> bytes:
-        """Name the pair's record, durably, as one that both sides may claim from; its bytes."""
+        """Name the pair's record, durably, as one that both sides may claim from; the offer's bytes:
+        the record, and how far this side saw the arbiter's history."""
         who = self._identity
         (base,) = self.holdings.bases
         self._named = records.paired(base, who.me, who.peer, nonce(), epoch)
         self._persist(self.holdings.with_base(self._named))
-        return self._named.to_bytes()
+        return encode_offer(self._named, self.holdings.seen)
 
     def pair(self) -> None:
         """Make the named record the arbiter's."""
@@ -116,14 +145,14 @@ class ArbiterClient:
     def accept_offer(self, data: bytes) -> None:
         """Secondary: store the record of the pair durably; the only one it may ever claim from."""
         who = self._identity
-        record = records.from_bytes(data, who.cluster)
+        record, seen = decode_offer(data, who.cluster)
         if record.mode is not Mode.PAIRED or (record.holder, record.peer) != (who.peer, who.me):
             raise KvmftError(
                 "offer_wrong",
                 f"The offered record pairs {record.holder} with {record.peer}.",
                 "Check host names in the inventory; both hosts must agree.",
             )
-        self._persist(Holdings((record,), ()))
+        self._persist(Holdings((record,), (), seen))
 
     def forget(self) -> None:
         """Secondary: drop all records; this side can claim nothing until it is paired again."""
@@ -131,25 +160,18 @@ class ArbiterClient:
         remove_durably(self._identity.claims_path)
 
     def remove(self, seconds: float) -> None:
-        """FT was turned off: delete the VM's record if it is still ours, within `seconds`.
+        """FT was turned off: take the VM's record away if it is still ours, within `seconds`.
 
         Should it fail, the record stays ours and turning FT on again claims from it.
         """
-        who = self._identity
-        if self._etcd is None or len(self.holdings.bases) != 1:
+        if self._arbiter is None or len(self.holdings.bases) != 1 or self._under_way:
             return
         done: list[bool] = []
-        base = self.holdings.bases[0].to_bytes()
-        etcd = self._etcd
 
-        def run() -> None:
-            try:
-                ok = etcd.swap(vm_key(who.cluster, who.uuid), base, None).succeeded
-            except Unclear:
-                ok = False
-            self._reactor.call_soon_threadsafe(lambda: done.append(ok))
+        def answered(reply: Reply | None, _why: str) -> None:
+            done.append(reply is not None and (reply.succeeded or reply.current is None))
 
-        threading.Thread(target=run, daemon=True).start()
+        self._ask(self.holdings.bases[0].to_bytes(), None, answered)
         self._reactor.run_until(lambda: bool(done), seconds)
         if done and done[0]:
             self.forget()
@@ -157,7 +179,7 @@ class ArbiterClient:
     # -- carrying out -------------------------------------------------------------------------------
 
     def _begin(self, make: Callable[[], Claim]) -> None:
-        if self._etcd is None:
+        if self._arbiter is None:
             self._on_decided(False, True, "no arbiter is configured, so nobody may take over")
             return
         try:
@@ -166,6 +188,8 @@ class ArbiterClient:
             self._on_decided(False, True, str(error))
             return
         self._last_note = ""
+        self._sent, self._times, self._begun = None, 0, self._reactor.now()
+        self.receipt = {}
         self._run(self._claim.start())
 
     def _run(self, effects: list[ClaimEffect]) -> None:
@@ -181,52 +205,118 @@ class ArbiterClient:
                         self._reactor.call_later(PERSIST_RETRY, rest)
                         return
                 case SendTxn():
+                    self._tell_sent(effect)
                     self._send_after(effect)
                 case Note(text):
                     if text != self._last_note:
                         self._last_note = text
                         self._on_note(text)
-                case Decided(verdict, _record, reason):
+                case Decided(verdict, record, reason):
                     self._claim = None
+                    self._make_receipt(verdict, record)
                     won, halted = verdict is Verdict.WON, verdict is Verdict.HALT
                     self._reactor.call_later(0, partial(self._on_decided, won, halted, reason))
+
+    def _tell_sent(self, effect: SendTxn) -> None:
+        self._times += 1
+        if self._sent is None or self._sent.txn != effect.txn:
+            self._sent = effect
+            base = records.brief(effect.base) if effect.base else "no record"
+            self._on_sent(f"asks to replace {base} by {records.brief(effect.new)}",
+                          base=effect.base.gen if effect.base else 0, asked=effect.new.gen,
+                          nonce=effect.new.nonce[:8])  # fmt: skip
+
+    def _make_receipt(self, verdict: Verdict, record: Record | None) -> None:
+        sent = self._sent
+        self.receipt = {
+            "verdict": verdict.value,
+            "base": sent.base.gen if sent and sent.base else 0,
+            "asked": sent.new.gen if sent else None,
+            "nonce": sent.new.nonce[:8] if sent else None,
+            "record": records.brief(record) if record else None,
+            "times": self._times,
+            "arbiter_ms": round((self._reactor.now() - self._begun) * 1000, 1),
+        }
 
     def _go_on(self, claim: Claim | None, effects: list[ClaimEffect]) -> None:
         if claim is self._claim:
             self._run(effects)
 
     def _send_after(self, effect: SendTxn) -> None:
-        if effect.delay_ms:
-            self._reactor.call_later(effect.delay_ms / 1000, lambda: self._send(effect))
-        else:
-            self._send(effect)
+        if self._due is not None:
+            self._due.cancel()
+        self._due = self._reactor.call_later(effect.delay_ms / 1000, lambda: self._send(effect))
 
     def _send(self, effect: SendTxn) -> None:
-        claim, etcd, who = self._claim, self._etcd, self._identity
-        if claim is None or etcd is None:
+        claim = self._claim
+        if claim is None:
             return
-        self._attempt += 1
-        attempt = self._attempt
-        base = effect.base.to_bytes() if effect.base else None
-        new = effect.new.to_bytes()
+        self._be_patient(claim, effect)
+        if self._under_way:
+            self._waiting = effect  # sent when what is under way has come back
+            return
+        self._waiting = None
+        before = newest(claim.holdings.seen, self._seen_by_the_host())
 
         def answered(reply: Reply | None, why: str) -> None:
+            self._answered(claim, effect, reply and replace(reply, before=before), why)
+
+        base = effect.base.to_bytes() if effect.base else None
+        self._ask(base, effect.new.to_bytes(), answered)
+
+    def _answered(self, claim: Claim, effect: SendTxn, reply: Reply | None, why: str) -> None:
+        waiting, self._waiting = self._waiting, None
+        if self._claim is not claim:
+            if waiting is not None:
+                self._send(waiting)  # of a claim that began while this answer was awaited
+            return
+        if self._patience is not None:
+            self._patience.cancel()
+        if reply is None:
+            self._run(claim.on_unknown(effect.txn, why))
+        else:
+            self._run(claim.on_reply(effect.txn, reply))
+
+    def _be_patient(self, claim: Claim, effect: SendTxn) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+
+        def too_long() -> None:
             if self._claim is claim:
-                if reply is None:
-                    self._run(claim.on_unknown(effect.txn, why))
-                else:
-                    self._run(claim.on_reply(effect.txn, reply))
+                self._run(claim.on_unknown(effect.txn, "it has not come back yet"))
+
+        self._patience = self._reactor.call_later(PATIENCE, too_long)
+
+    def _ask(
+        self, base: bytes | None, new: bytes | None, answered: Callable[[Reply | None, str], None]
+    ) -> None:
+        """Have a thread ask; `answered` is called in the reactor, with None when in doubt."""
+        arbiter, who = self._arbiter, self._identity
+        assert arbiter is not None
+        self._under_way = True
+        self._attempt += 1
+        attempt, key = self._attempt, vm_key(who.cluster, who.uuid)
+
+        def back(reply: Reply | None, why: str) -> None:
+            self._under_way = False
+            answered(reply, why)
 
         def run() -> None:
             reply: Reply | None = None
             why = ""
             try:
-                reply = etcd.swap(vm_key(who.cluster, who.uuid), base, new, attempt)
+                reply = arbiter.swap(key, base, new, attempt)
             except Unclear as error:
                 why = str(error)
-            self._reactor.call_soon_threadsafe(lambda: answered(reply, why))
+            except Exception as error:  # whatever it was, it is no answer
+                why = f"it could not be asked: {error!r}"
+            self._reactor.call_soon_threadsafe(lambda: back(reply, why))
 
         threading.Thread(target=run, name="arbiter", daemon=True).start()
+
+    def _seen_by_the_host(self) -> Position | None:
+        seen = load_seen(self._identity.seen_path)
+        return None if seen is None else seen.position(self._identity.uuid)
 
     # -- durability ---------------------------------------------------------------------------------
 
@@ -247,5 +337,26 @@ def claims_path(state_dir: str) -> str:
     return os.path.join(state_dir, "claims.json")
 
 
-def _has_arbiter(arbiter: dict[str, Any]) -> bool:
-    return arbiter.get("type") == "etcd"
+
+def encode_offer(record: Record, seen: Position | None) -> bytes:
+    """The pair's record and, on a second line, how far its namer saw the arbiter's history."""
+    if seen is None:
+        return record.to_bytes()
+    line = json.dumps({"arbiter": seen.arbiter, "revision": seen.revision}, sort_keys=True)
+    return record.to_bytes() + b"\n" + line.encode()
+
+
+def decode_offer(data: bytes, cluster: str) -> tuple[Record, Position | None]:
+    """What `encode_offer` made; KvmftError when it is not that."""
+    first, _, second = data.partition(b"\n")
+    record = records.from_bytes(first, cluster)
+    if not second:
+        return record, None
+    try:
+        seen = json.loads(second)
+        return record, Position(str(seen["arbiter"]), int(seen["revision"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise KvmftError(
+            "offer_damaged", f"The offer's second line is damaged: {error!r}.",
+            "Both hosts need the same kvmft version.",
+        ) from error  # fmt: skip

@@ -21,15 +21,17 @@ DEFAULTS = {
 }
 KEYS = (
     "cluster_id", "host", "storage_pool", "addresses", "peers", "ft_port", "ft_log_ports", "tls",
-    "arbiter", "defaults",
+    "arbiter", "defaults", "metrics",
 )  # fmt: skip
+METRICS_PORT = 7409
 NETWORKS = ("management", "ft", "migration")
 
 
 @dataclass(frozen=True)
 class Config:
     """The agent's configuration. `options` are the defaults of ft_vm's options: times in
-    milliseconds, and `sync_mib_s`, the bound of a sync in MiB per second (0: none)."""
+    milliseconds, and `sync_mib_s`, the bound of a sync in MiB per second (0: none).
+    `metrics_port` None: no metrics are served."""
 
     cluster_id: str
     host: str
@@ -41,6 +43,8 @@ class Config:
     tls: TlsFiles
     arbiter: dict[str, Any]
     options: dict[str, float]
+    metrics_address: str = ""
+    metrics_port: int | None = None
 
 
 def _wrong(path: str, value: object, want: str) -> KvmftError:
@@ -75,6 +79,23 @@ def _port(value: Any, path: str) -> int:
     return value
 
 
+def _metrics(value: Any, management: str) -> tuple[str, int | None]:
+    """Address and port of the metrics: the management address and METRICS_PORT by default."""
+    value = {} if value is None else value
+    if not isinstance(value, dict):
+        raise _wrong("metrics", value, "a mapping of address and port")
+    for name in value:
+        if name not in ("address", "port"):
+            raise _wrong(f"metrics.{name}", value[name], "address or port; this name is unknown")
+    address = value.get("address") or management
+    try:
+        ipaddress.ip_address(_text(address, "metrics.address", "an IP address"))
+    except ValueError:
+        raise _wrong("metrics.address", address, "an IP address") from None
+    port = value.get("port", METRICS_PORT)
+    return address, None if port is None else _port(port, "metrics.port")
+
+
 def check_options(value: Any, path: str) -> dict[str, float]:
     """Validate options of a VM: known names, and numbers of milliseconds (`sync_mib_s`: MiB/s)."""
     if not isinstance(value, dict):
@@ -88,6 +109,44 @@ def check_options(value: Any, path: str) -> dict[str, float]:
         if not least <= number <= 600_000:
             raise _wrong(f"{path}.{name}", number, f"between {least} and 600000 {unit}")
     return dict(value)
+
+
+def _arbiter(value: Any) -> dict[str, Any]:
+    """The `arbiter` section; only its own keys, because a misspelt one would be silently without."""
+    if not isinstance(value, dict):
+        raise _wrong("arbiter", value, "a mapping with type etcd, file or none")
+    keys = {"etcd": ("endpoints", "tls"), "file": ("directory",), "none": ()}
+    kind = value.get("type")
+    if not isinstance(kind, str) or kind not in keys:
+        raise _wrong("arbiter.type", kind, "etcd, file or none")
+    for name in value:
+        if name != "type" and name not in keys[kind]:
+            known = ", ".join(("type", *keys[kind]))
+            raise _wrong(f"arbiter.{name}", value[name], f"left out: type {kind} has {known}")
+    if kind == "etcd":
+        _endpoints(value)
+    if kind == "file":
+        path = "arbiter.directory"
+        directory = _text(value.get("directory"), path, "an absolute path", r"/.+")
+        if re.match(r"/(tmp|var/tmp|run|proc|sys|dev)(/|$)", directory):
+            raise _wrong(path, directory, "a directory that all hosts mount, none of this host's own")
+    return dict(value)
+
+
+def _endpoints(value: dict[str, Any]) -> None:
+    endpoints, tls = value.get("endpoints"), value.get("tls")
+    if not isinstance(endpoints, list) or not endpoints:
+        raise _wrong("arbiter.endpoints", endpoints, "a list of at least one URL")
+    for url in endpoints:
+        _text(url, "arbiter.endpoints", "URLs of http or https", r"https?://[^/\s]+")
+    if tls is None:
+        return
+    if not isinstance(tls, dict) or not set(tls) <= {"ca", "cert", "key"}:
+        raise _wrong("arbiter.tls", tls, "a mapping of ca, cert and key to paths")
+    for name, each in tls.items():
+        _text(each, f"arbiter.tls.{name}", "a path")
+    if ("cert" in tls) != ("key" in tls):
+        raise _wrong("arbiter.tls", tls, "with both cert and key, or neither")
 
 
 def parse(value: Any) -> Config:
@@ -124,17 +183,8 @@ def parse(value: Any) -> Config:
     if not isinstance(tls, dict):
         raise _wrong("tls", tls, "a mapping of ca, cert and key to paths")
     files = [_text(tls.get(name), f"tls.{name}", "a path") for name in ("ca", "cert", "key")]
-    arbiter = value.get("arbiter")
-    if not isinstance(arbiter, dict):
-        raise _wrong("arbiter", arbiter, "a mapping with type etcd or none")
-    if arbiter.get("type") not in ("etcd", "none"):
-        raise _wrong("arbiter.type", arbiter.get("type"), "etcd or none")
-    if arbiter["type"] == "etcd":
-        endpoints = arbiter.get("endpoints")
-        if not isinstance(endpoints, list) or not endpoints:
-            raise _wrong("arbiter.endpoints", endpoints, "a list of at least one URL")
-        for url in endpoints:
-            _text(url, "arbiter.endpoints", "URLs of http or https", r"https?://[^/\s]+")
+    arbiter = _arbiter(value.get("arbiter"))
+    metrics_address, metrics_port = _metrics(value.get("metrics"), addresses["management"])
     options = {**DEFAULTS, **check_options(value.get("defaults") or {}, "defaults")}
     if options["min_interval_ms"] > options["interval_ms"]:
         raise _wrong("defaults.min_interval_ms", options["min_interval_ms"],
@@ -150,6 +200,8 @@ def parse(value: Any) -> Config:
         tls=TlsFiles(*files),
         arbiter=arbiter,
         options=options,
+        metrics_address=metrics_address,
+        metrics_port=metrics_port,
     )
 
 

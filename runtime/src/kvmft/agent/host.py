@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvmft.core import domain as dom
-from kvmft.core.domain import Domain
+from kvmft.agent.facts import gather, request_of
+from kvmft.core.admission import Request, lacking
+from kvmft.core.domain import Domain, describe, hardware, with_cpu_of
+from kvmft.core.qemu_version import older_process
+from kvmft.core.standby import persistent_xml, standby_xml
 from kvmft.errors import KvmftError
 
 QMP_DIRECTORY = "/run/kvmft/qmp"
 TOKEN_DIRECTORY = "/run/kvmft/starting"
 RUN_DIRECTORY = "/run/kvmft/vm"
 BOOT_MARK = "/run/kvmft/boot"
-MEMORY_RESERVE = 64 << 20
-"""Bytes beyond the VM's RAM that a QEMU needs."""
+NOTHING_SAID = Request()
 
 
 @dataclass(frozen=True)
 class Found:
-    """A domain as libvirt has it now. `xml` is the live XML of a running one."""
+    """A domain as libvirt has it now. `xml` is what another host can start it from; `live` shows a
+    running one with everything that libvirt chose for it."""
 
     domain: Domain
     xml: str
+    live: str
     running: bool
     pid: int
     snapshots: int
@@ -73,10 +77,40 @@ class Host:
         if running:
             flags |= libvirt.VIR_DOMAIN_XML_MIGRATABLE
         xml = found.XMLDesc(flags)
-        described = dom.describe(found.XMLDesc(0) if running else xml)
+        live = found.XMLDesc(0) if running else xml
+        if running:
+            # Of the CPU, what QEMU gave the guest counts, not what it was asked for.
+            xml = with_cpu_of(xml, live)
         pid = self._pid(vm) if running else 0
-        return Found(described, xml, running, pid, found.snapshotNum() if not running else
-                     found.snapshotNum())  # fmt: skip
+        return Found(describe(live), xml, live, running, pid, found.snapshotNum())
+
+    def hardware(self, vm: str) -> frozenset[str]:
+        """The devices of the running VM, as `core.domain.hardware` lists them."""
+        import libvirt
+
+        try:
+            return hardware(self._lookup(vm).XMLDesc(0))
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+
+    def blockers(self, vm: str) -> list[KvmftError]:
+        """What the QEMU of a running VM says that it cannot move (QMP query-migrate)."""
+        import libvirt
+        import libvirt_qemu
+
+        try:
+            answer = libvirt_qemu.qemuMonitorCommand(
+                self._lookup(vm), '{"execute":"query-migrate"}', 0
+            )
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+        return [
+            KvmftError("migration_blocked", f"VM {vm}: QEMU cannot move it: {reason}.",
+                       "Remove the device or feature that QEMU names.")
+            for reason in json.loads(answer)["return"].get("blocked-reasons", [])
+        ]  # fmt: skip
 
     def names(self) -> list[str]:
         """All domains that libvirt knows."""
@@ -110,6 +144,26 @@ class Host:
             raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
                              "See `systemctl status libvirtd`.") from error  # fmt: skip
 
+    def execution(self, vm: str) -> str:
+        """`running` (its vCPUs run), `paused` (also: waits for its memory) or `off`.
+
+        KvmftError `libvirt_down` when libvirt does not answer.
+        """
+        import libvirt
+
+        try:
+            state = self._lookup(vm).state()[0]
+        except KvmftError as error:
+            if error.code != "vm_not_found":
+                raise
+            return "off"
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+        if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED):
+            return "running"
+        return "paused" if state == libvirt.VIR_DOMAIN_PAUSED else "off"
+
     def is_defined(self, vm: str) -> bool:
         """True when libvirt could start a domain of this name from its own definition."""
         try:
@@ -124,7 +178,7 @@ class Host:
         found = self._lookup(vm)
         return [
             {"target": disk.target, "path": disk.path, "size": found.blockInfo(disk.target)[0],
-             "format": disk.format}
+             "format": disk.format, "kind": disk.kind}
             for disk in domain.disks
         ]  # fmt: skip
 
@@ -153,6 +207,31 @@ class Host:
 
         return {"qemu": text(connection.getVersion()), "libvirt": text(connection.getLibVersion())}
 
+    def qemu_of(self, found: Found) -> str:
+        """The QEMU version that a standby of this VM needs: the installed one.
+
+        KvmftError `qemu_version` when the VM still runs in one of another release.
+        """
+        import libvirt
+        import libvirt_qemu  # of Debian's python3-libvirt, like libvirt
+
+        installed = self.versions()["qemu"]
+        if not found.running:
+            return installed
+        name = found.domain.name
+        try:
+            answer = libvirt_qemu.qemuMonitorCommand(
+                self._lookup(name), '{"execute": "query-version"}', 0
+            )
+        except libvirt.libvirtError as error:
+            raise KvmftError("libvirt_down", f"libvirt does not answer about VM {name}: {error}.",
+                             "See `systemctl status libvirtd`.") from error  # fmt: skip
+        version = json.loads(answer)["return"]["qemu"]
+        running = f"{version['major']}.{version['minor']}.{version['micro']}"
+        for reason in older_process(name, running, installed):
+            raise reason
+        return installed
+
     @staticmethod
     def clear_tokens() -> None:
         """Remove the start tokens that an agent left which was killed while it started a standby."""
@@ -168,39 +247,26 @@ class Host:
         disks: list[dict[str, Any]],
         pool: str,
         ours: Callable[[str], bool] = lambda _path: False,
+        request: Request = NOTHING_SAID,
     ) -> list[KvmftError]:
         """Everything this host lacks for the standby, with need and have.
 
-        `ours` says of an image file that it is a replica of this VM and may be overwritten.
+        `ours` says of an image file that it is a replica of this VM and may be overwritten;
+        `request` is what the primary told of itself.
         """
-        found: list[KvmftError] = []
-        need, have = domain.memory + MEMORY_RESERVE, available_memory()
-        if have < need:
-            found.append(KvmftError(
-                "memory", f"The secondary needs {need >> 20} MiB of memory and has {have >> 20} MiB.",
-                "Stop other VMs there, or choose another host."))  # fmt: skip
-        found += [
-            KvmftError("boot_file", f"The VM boots from {path}, which the secondary does not have.",
-                       "Copy it to the same path there.")
-            for path in domain.boot_files if not os.path.exists(path)
-        ]  # fmt: skip
-        missing = 0
-        for disk in disks:
-            path = replica_path(disk, domain.name, pool)
-            used = os.stat(path).st_blocks * 512 if os.path.exists(path) else 0
-            if used and not ours(path) and path not in self._defined_paths(domain.uuid):
-                found.append(KvmftError(
-                    "replica_path_taken",
-                    f"{path} exists on the secondary's host and is no replica of this VM.",
-                    "Move it away, or remove it there if nothing needs it."))  # fmt: skip
-            missing += max(0, int(disk["size"]) - used)
-        free = shutil.disk_usage(pool if os.path.isdir(pool) else "/").free
-        if free < missing:
-            found.append(KvmftError(
-                "disk_space",
-                f"The replica needs {missing >> 20} MiB in {pool}; {free >> 20} MiB are free.",
-                "Free space there, or choose another host."))  # fmt: skip
-        return found
+        connection = self._libvirt()
+        known = self._defined_paths(domain.uuid)
+        replicas = [
+            (str(disk["target"]), replica_path(disk, domain.name, pool), int(disk["size"]))
+            for disk in disks
+        ]
+        return lacking(domain, request, gather(
+            connection, domain, request, replicas, lambda path: ours(path) or path in known,
+            available_memory()))  # fmt: skip
+
+    def request(self, domain: Domain) -> Request:
+        """What another host must know besides the XML to say whether it can take the standby."""
+        return request_of(self._libvirt(), domain)
 
     def _defined_paths(self, uuid: str) -> set[str]:
         """The images of this host's own definition of the VM, which ran here once."""
@@ -208,7 +274,7 @@ class Host:
 
         try:
             found = self._libvirt().lookupByUUIDString(uuid)
-            return {disk.path for disk in dom.describe(found.XMLDesc(0)).disks}
+            return {disk.path for disk in describe(found.XMLDesc(0)).disks}
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return set()
@@ -238,7 +304,7 @@ class Host:
             with open(token, "w", encoding="ascii") as file:
                 file.write(session)
             self._libvirt().createXML(
-                dom.standby_xml(xml, monitor, paths), libvirt.VIR_DOMAIN_START_PAUSED
+                standby_xml(xml, monitor, paths), libvirt.VIR_DOMAIN_START_PAUSED
             )
         except libvirt.libvirtError as error:
             raise KvmftError("standby_start", f"The standby does not start: {error}.",
@@ -285,7 +351,7 @@ class Host:
         import libvirt
 
         flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE
-        return dom.persistent_xml(self._lookup(vm).XMLDesc(flags))
+        return persistent_xml(self._lookup(vm).XMLDesc(flags))
 
     def define(self, xml: str) -> None:
         """Have libvirt keep a domain."""
@@ -314,11 +380,15 @@ class Host:
 
 
 def replica_path(disk: dict[str, Any], vm: str, pool: str) -> str:
-    """Where the replica's image lies: the same path as on the primary if its folder is here."""
+    """Where the replica's image lies: the same path as on the primary if its folder is here.
+
+    A replica is raw: beside an image of another format it gets a name of its own, so that nobody
+    opens one as the other. For a block device it is a file in the pool: no device is overwritten.
+    """
     path = str(disk["path"])
-    if os.path.isdir(os.path.dirname(path)):
-        return path
-    return os.path.join(pool, f"{vm}-{disk['target']}.raw")
+    if disk.get("kind") == "block" or not os.path.isdir(os.path.dirname(path)):
+        return os.path.join(pool, f"{vm}-{disk['target']}.raw")
+    return path if disk.get("format", "raw") == "raw" else f"{path}.raw"
 
 
 def boot_id(path: str = BOOT_MARK) -> str:

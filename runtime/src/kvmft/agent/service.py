@@ -11,18 +11,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvmft import __version__
-from kvmft.adapters.etcd import Etcd, config_of
 from kvmft.agent import doctor
+from kvmft.agent.arbiterwatch import ArbiterWatch
 from kvmft.agent.config import Config, check_options
 from kvmft.agent.events import EventLog
+from kvmft.agent.history import History
 from kvmft.agent.host import Host, available_memory
 from kvmft.agent.lines import MAX_LINE, serve
+from kvmft.agent.metrics import Metrics
 from kvmft.agent.peers import Peers
 from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import Store, VmState
 from kvmft.agent.vm import ManagedVm
-from kvmft.core.domain import compliance, describe
+from kvmft.core.admission import Request
+from kvmft.core.compliance import compliance
+from kvmft.core.domain import describe
+from kvmft.core.qemu_version import other_version
 from kvmft.errors import KvmftError
 
 SOCKET = "/run/kvmft/control.sock"
@@ -41,8 +46,10 @@ class Agent:
         self.store = Store()
         self.events = EventLog(EVENTS, config.host)
         self.peers = Peers(config)
+        self.history = History(self)
         self.arbiter_ok: bool | None = None
         self.arbiter_reason = ""
+        self.arbiter_watch = ArbiterWatch(config, self.store.root)
         self._vms: dict[str, ManagedVm] = {}
         self._stopping = asyncio.Event()
 
@@ -63,7 +70,8 @@ class Agent:
         peers = await self._listen_for_peers()
         control = await self._listen_for_control()
         self.events.add(None, "agent_started", f"kvmft {__version__}")
-        tasks = [asyncio.create_task(self._keep_moving()), asyncio.create_task(self._watch_arbiter())]
+        tasks = [asyncio.create_task(self._keep_moving()), asyncio.create_task(self._watch_arbiter()),
+                 asyncio.create_task(Metrics(self).run())]  # fmt: skip
         await self._stopping.wait()
         for task in tasks:
             task.cancel()
@@ -74,6 +82,7 @@ class Agent:
         while True:
             for vm in list(self._vms.values()):
                 asyncio.create_task(vm.reconcile())
+                vm.watch_exposure()
             await asyncio.sleep(LOOP)
 
     async def _watch_arbiter(self) -> None:
@@ -116,9 +125,14 @@ class Agent:
         """The VM's entry, if kvmft knows it here."""
         return self._vms.get(vm)
 
+    def all_managed(self) -> list[ManagedVm]:
+        """Every VM that kvmft knows here, by name."""
+        return [self._vms[name] for name in sorted(self._vms)]
+
     def forget(self, vm: ManagedVm) -> None:
         """Protection is off: the VM is an ordinary one again."""
         self._vms.pop(vm.state.vm, None)
+        vm.exposure.end()
         self.store.remove(vm.state.vm)
         if vm.state.role == "primary" and vm.state.autostart:
             try:
@@ -128,16 +142,9 @@ class Agent:
         self.events.add(vm.state.vm, "state", "fault tolerance is off", state="disabled")
 
     async def probe_arbiter(self) -> None:
-        """Ask the arbiter for its version and let it prove that it compares."""
-        if self.config.arbiter["type"] == "none":
-            self.arbiter_ok, self.arbiter_reason = False, "no arbiter is configured"
-            return
-        try:
-            etcd = Etcd(config_of(self.config.arbiter))
-            version = await asyncio.to_thread(etcd.probe, self.config.cluster_id)
-            self.arbiter_ok, self.arbiter_reason = True, f"etcd {version}"
-        except KvmftError as error:
-            self.arbiter_ok, self.arbiter_reason = False, str(error)
+        """Let the arbiter prove that it compares, and that its history goes forward."""
+        await self.arbiter_watch.look()
+        self.arbiter_ok, self.arbiter_reason = self.arbiter_watch.ok, self.arbiter_watch.reason
 
     # -- requests of this host's people and modules -------------------------------------------------
 
@@ -169,9 +176,8 @@ class Agent:
                 return await self._failover(_name(args), args)
             case "vm_audit":
                 return await self._known(_name(args)).audit()
-            case "events":
-                return self.events.read(args.get("vm"), int(args.get("since") or 0),
-                                        int(args.get("limit") or 1000))  # fmt: skip
+            case "events" | "events_cluster" | "events_verify":
+                return await self.history.answer(op, args)
             case "doctor":
                 return await doctor.run(self)
         raise KvmftError("unknown_op", f"The agent does not know the request {op!r}.",
@@ -205,7 +211,9 @@ class Agent:
     ) -> list[KvmftError]:
         """Every reason against protecting `vm`, found without changing anything."""
         found = await asyncio.to_thread(self.host.find, vm)
-        reasons = compliance(found.xml, found.snapshots)
+        reasons = compliance(found.live, found.snapshots)
+        if found.running:
+            reasons += await asyncio.to_thread(self.host.blockers, vm)
         reasons += await asyncio.to_thread(doctor.kernel_findings)
         await self.probe_arbiter()
         if not self.arbiter_ok:
@@ -215,7 +223,10 @@ class Agent:
         try:
             disks = await asyncio.to_thread(self.host.disk_sizes, vm, found.domain)
             hosts = permitted(self.config.peers, allowed)
-            offers = await ask_all(self.peers, hosts, vm=vm, xml=found.xml, disks=disks)
+            request = await asyncio.to_thread(self.host.request, found.domain)
+            version = await asyncio.to_thread(self.host.qemu_of, found)
+            offers = await ask_all(self.peers, hosts, vm=vm, xml=found.xml, disks=disks,
+                                   qemu_version=version, facts=request.to_dict())  # fmt: skip
             choose(offers, preferred, vm)
         except KvmftError as error:
             reasons += error.reasons or [error]
@@ -383,6 +394,8 @@ class Agent:
         match op:
             case "peer_ping":
                 return {"host": self.config.host, "version": __version__}
+            case "peer_events" | "peer_events_verify":
+                return await self.history.answer(op, args)
             case "peer_vm_status":
                 return await self._status(_name(args))
             case "peer_claim":
@@ -414,20 +427,28 @@ class Agent:
         disks = {disk["path"] for disk in known.state.disks} if known else set()
         lacking = await asyncio.to_thread(
             self.host.admit, describe(args["xml"]), args["disks"], self.config.storage_pool,
-            lambda path: replicas.owns(path) or path in disks,
+            lambda path: replicas.owns(path) or path in disks, Request.read(args.get("facts")),
         )  # fmt: skip
+        here = (await asyncio.to_thread(self.host.versions))["qemu"]
+        lacking += other_version(args.get("qemu_version", here), here, self.config.host)
+        lacking += await self._arbiter_lacking()
         return {"memory": available_memory(), "lacking": [error.to_dict() for error in lacking]}
+
+    async def _arbiter_lacking(self) -> list[KvmftError]:
+        """A secondary that cannot ask the arbiter protects nothing: it could never take over."""
+        if not self.arbiter_ok:
+            await self.probe_arbiter()
+        if self.arbiter_ok:
+            return []
+        host = self.config.host
+        return [KvmftError("no_arbiter", f"{host} cannot ask the arbiter: {self.arbiter_reason}",
+                           f"See `kvmft doctor` on {host}.")]  # fmt: skip
 
     async def _standby_prepare(self, caller: str, args: dict[str, Any]) -> int:
         vm = _name(args)
-        versions = await asyncio.to_thread(self.host.versions)
-        if versions["qemu"] != args["qemu_version"]:
-            raise KvmftError(
-                "qemu_version",
-                f"QEMU is {args['qemu_version']} on the primary and {versions['qemu']} on "
-                f"{self.config.host}.",
-                "Upgrade both hosts to the same version.",
-            )
+        here = (await asyncio.to_thread(self.host.versions))["qemu"]
+        for reason in other_version(args["qemu_version"], here, self.config.host):
+            raise reason
         known = self._vms.get(vm)
         if known is None:
             if await asyncio.to_thread(self.host.is_running, vm):

@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from kvmft.adapters.arbiter_client import claims_path
 from kvmft.adapters.durable import remove_durably, write_durably
+from kvmft.agent.counters import Counters
+from kvmft.agent.exposure import Exposure
 from kvmft.agent.host import RUN_DIRECTORY, Found, boot_id
 from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import VmState
 from kvmft.agent.workers import WorkerProcess
+from kvmft.core.admission import Request
 from kvmft.core.arbitration import holdings_from_bytes
-from kvmft.core.domain import compliance, describe
+from kvmft.core.compliance import compliance
+from kvmft.core.domain import describe, hardware
 from kvmft.core.records import Mode
 from kvmft.errors import KvmftError
 
@@ -41,10 +45,12 @@ TAKEOVER_TIME = 20.0
 """Seconds that a secondary has to take over before a VM that ended here claims to start again."""
 KEEP_MEMORY = 300.0
 """Seconds that the memory of a VM that was handed over waits for its new standby."""
+HARDWARE_EVERY = 2.0
+"""Seconds between two looks at the devices of a protected VM."""
 FIGURES = (
     "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
     "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
-    "sync",
+    "sync", "commit_ms",
 )  # fmt: skip
 
 
@@ -57,6 +63,8 @@ class ManagedVm:
         self.worker: WorkerProcess | None = None
         self.shown = ("need_secondary", "not protected yet")
         self.figures: dict[str, Any] = {}
+        self.counters = Counters()
+        self.exposure = Exposure(os.path.join(agent.store.root, state.vm))
         self.accelerator: str | None = None
         self._lock = asyncio.Lock()
         self._not_before = 0.0
@@ -64,6 +72,8 @@ class ManagedVm:
         self._settling = False
         self._worker_role = ""
         self._worker_has_peer = False
+        self._hardware: frozenset[str] = frozenset()
+        self._hardware_due = 0.0
         self._listening: asyncio.Future[int] | None = None
         self._audits: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._outcome: tuple[str, str] | None = None
@@ -108,6 +118,8 @@ class ManagedVm:
         state = self.state
         if self._keeper is not None and time.monotonic() > self._base_until:
             await self._let_memory_go()
+        if self.protects:
+            await self._watch_hardware()
         if self.worker is not None or self._agent.managed(state.vm) is not self:
             return  # busy, or forgotten meanwhile
         if self._fence_due:
@@ -203,32 +215,58 @@ class ManagedVm:
     async def _pair(self) -> None:
         state = self.state
         found = await asyncio.to_thread(self._agent.host.find, state.vm)
-        reasons = compliance(found.xml, found.snapshots)
+        reasons = compliance(found.live, found.snapshots)
+        reasons += await asyncio.to_thread(self._agent.host.blockers, state.vm)
         if reasons:
             raise KvmftError("not_compliant", f"VM {state.vm} cannot be protected.",
                              "Mend every reason.", reasons)  # fmt: skip
         disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
-        peer = await self._place(found, disks)
+        version = await asyncio.to_thread(self._agent.host.qemu_of, found)
+        self._hardware = hardware(found.live)
+        facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
+        peer = await self._place(found, disks, version, facts)
         session = secrets.token_hex(16)
-        versions = await asyncio.to_thread(self._agent.host.versions)
         if self.shown[0] != "starting":
             self._show("need_secondary", f"asks {peer} for a standby")
         answer = await self._agent.peers.call(
             peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
-            disks=disks, qemu_version=versions["qemu"], machine=found.domain.machine,
+            disks=disks, qemu_version=version, machine=found.domain.machine,
             session=session, options=state.options, nics=_nics(found), autostart=state.autostart,
-            allowed=self._allowed_there(peer),
+            allowed=self._allowed_there(peer), facts=facts,
         )  # fmt: skip
         state.peer, state.session = peer, session
         state.may_start = False
         self._save()
         await self._start_primary(found, int(answer["port"]))
 
-    async def _place(self, found: Found, disks: list[dict[str, Any]]) -> str:
+    async def _watch_hardware(self) -> None:
+        """A standby has the devices of the time of its start and could not load what was plugged in
+        since: after a change a new one is made."""
+        if not self._hardware or time.monotonic() < self._hardware_due or self.worker is None:
+            return
+        self._hardware_due = time.monotonic() + HARDWARE_EVERY
+        try:
+            now = await asyncio.to_thread(self._agent.host.hardware, self.state.vm)
+        except KvmftError:
+            return  # libvirt does not answer now; that is no change
+        if now == self._hardware or self.worker is None:
+            return
+        changed = "; ".join(sorted(now ^ self._hardware))
+        self._hardware = frozenset()
+        self._agent.events.add(self.state.vm, "hardware_changed",
+                               f"the standby is made anew, as the VM's devices changed: {changed}")  # fmt: skip
+        self.worker.send(cmd="suspend")
+
+    async def _place(
+        self, found: Found, disks: list[dict[str, Any]], version: str, facts: dict[str, Any]
+    ) -> str:
         """The host for the secondary: where it was, while that host can take it."""
         state = self.state
         hosts = permitted(self._agent.config.peers, state.allowed)
-        offers = await ask_all(self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks)
+        offers = await ask_all(
+            self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks,
+            qemu_version=version, facts=facts,
+        )  # fmt: skip
         peer = choose(offers, state.peer, state.vm)
         if state.peer and state.peer != peer:
             self._agent.events.add(state.vm, "placed", f"{state.peer} cannot take it; {peer} can")
@@ -281,6 +319,7 @@ class ManagedVm:
         lacking = await asyncio.to_thread(
             agent.host.admit, domain, request["disks"], agent.config.storage_pool,
             lambda path: replicas.owns(path) or path in {disk["path"] for disk in state.disks},
+            Request.read(request.get("facts")),
         )  # fmt: skip
         if lacking:
             raise KvmftError("not_admitted", f"{agent.config.host} cannot take the secondary.",
@@ -298,6 +337,7 @@ class ManagedVm:
             agent.config.storage_pool, state.session,
         )  # fmt: skip
         replicas.keep(disk["path"] for disk in state.disks)
+        agent.events.add(state.vm, "standby_started", f"a standby for {peer}'s VM waits for memory")
         definition = await asyncio.to_thread(agent.host.definition, state.vm)
         write_durably(self._definition, definition.encode(), 0o600)
         self._save()
@@ -415,6 +455,7 @@ class ManagedVm:
         self._outcome = None
         self._worker_role = config["role"]
         self.figures = {}
+        self.counters.begin()
         os.makedirs(config["run_dir"], exist_ok=True)
         worker = WorkerProcess(self._message, lambda: self._worker_ended(worker))
         self.worker = worker
@@ -424,12 +465,15 @@ class ManagedVm:
         match message.get("msg"):
             case "status":
                 self.figures = message
+                self.counters.take(message.get("totals"))
             case "state":
                 self.shown = (message["state"], message["reason"])
             case "event":
-                self._agent.events.add(
-                    self.state.vm, message["event"], message["reason"], **message.get("data", {})
-                )
+                self._agent.events.add(self.state.vm, message["event"], message["reason"],
+                                       when=message.get("time"),
+                                       **message.get("data", {}))  # fmt: skip
+                if message["event"] == "activated":
+                    self.exposure.failed_over(message["data"]["kind"])
             case "listening":
                 if self._listening is not None and not self._listening.done():
                     self._listening.set_result(int(message["port"]))
@@ -506,6 +550,10 @@ class ManagedVm:
                         # what it left says what it may do, as after a restart of the agent.
                         self._recover = True
                         self._later(0.3)
+                    elif outcome == "failed" and self._may_have_won():
+                        self._recover = True
+                        self._show("failing_over", reason)
+                        self._later(HALTED_RETRY if self._worker_role == "claim" else RETRY)
                     else:
                         await self._go_stale(reason)
                 elif state.role == "primary":
@@ -666,7 +714,12 @@ class ManagedVm:
             raise KvmftError("not_allowed", f"{target} is not among the allowed hosts of VM {state.vm}.",
                              f"Allowed: {', '.join(state.allowed)}.")  # fmt: skip
         # Before anything is given up: a host that cannot take it must not cost the protection.
-        offers = await ask_all(self._agent.peers, [target], vm=state.vm, xml=found.xml, disks=disks)
+        version = await asyncio.to_thread(self._agent.host.qemu_of, found)
+        facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
+        offers = await ask_all(
+            self._agent.peers, [target], vm=state.vm, xml=found.xml, disks=disks,
+            qemu_version=version, facts=facts,
+        )  # fmt: skip
         choose(offers, target, state.vm)
         self._agent.events.add(state.vm, "moving", f"the secondary goes from {old} to {target}")
         worker.send(cmd="suspend")
@@ -712,6 +765,26 @@ class ManagedVm:
         self.worker.send(cmd="claim")
 
     @property
+    def wants_protection(self) -> bool:
+        """True when fault tolerance is on for the VM."""
+        return self.state.desired == "enabled"
+
+    @property
+    def output_is_shut(self) -> bool:
+        """True while nothing that runs here can be seen: its output waits for the arbiter's word,
+        or for a worker after a restart of the agent."""
+        if self.state.role == "primary":
+            return self._regain or self.shown[0] in ("failing_over", "fenced")
+        return self.state.role == "secondary" and self.shown[0] == "failing_over"
+
+    def watch_exposure(self) -> None:
+        """Count the time in which the VM ran here without the protection that it should have."""
+        state = self.state
+        runs = state.role == "primary" and self._off_since is None
+        wanted = runs and self.wants_protection and (state.running or self.worker is not None)
+        self.exposure.tick(wanted and self.shown[0] != "protected", wanted)
+
+    @property
     def protects(self) -> bool:
         """True while a worker looks after the running VM here."""
         return self.worker is not None and self._worker_role == "primary"
@@ -728,6 +801,8 @@ class ManagedVm:
             "desired": state.desired, "role": state.role, "primary": primary,
             "secondary": state.peer if state.role == "primary" else host,
             **{name: self.figures.get(name) for name in FIGURES},
+            "unprotected_seconds": round(self.exposure.seconds, 1),
+            "unprotected_seconds_month": round(self.exposure.this_month, 1),
             "accelerator": self.accelerator, "running": running, "options": state.options,
             "arbiter": {"type": self._agent.config.arbiter["type"], "ok": self._agent.arbiter_ok},
         }  # fmt: skip

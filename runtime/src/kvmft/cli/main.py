@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from kvmft import __version__
+from kvmft.cli import watch
 from kvmft.cli.client import SOCKET, ask
 from kvmft.errors import KvmftError
 
@@ -60,10 +61,7 @@ def _parser() -> argparse.ArgumentParser:
                            help="wait for `protected` at most so long")  # fmt: skip
     verb("check", "all reasons why a VM cannot be protected")
     verb("audit", "compare the replica's memory with the VM's")
-    events = verb("events", "what happened, in order, with reasons", vm=False)
-    events.add_argument("--vm", help="only of this VM")
-    events.add_argument("--since", type=int, default=0, help="only after this number")
-    events.add_argument("--follow", action="store_true", help="go on as events come")
+    watch.add_verbs(verbs)
     verb("doctor", "probe this host by doing", vm=False)
     verb("host", "versions, peers and arbiter of this host", vm=False)
     verbs.add_parser("agent", help="run the agent (systemd does)").add_argument(
@@ -76,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _figure(value: Any, unit: str = "") -> str:
     return "-" if value is None else f"{value}{unit}"
+
+
+def _arbiter(arbiter: dict[str, Any]) -> str:
+    if arbiter["type"] == "none":
+        return "none: no automatic failover"
+    return f"{arbiter['type']} {'ok' if arbiter['ok'] else 'not usable: see kvmft doctor'}"
 
 
 def render_status(status: dict[str, Any]) -> str:
@@ -94,21 +98,10 @@ def render_status(status: dict[str, Any]) -> str:
         f"  FT log     {_figure(rate and round(rate / 1e6, 2), ' MB/s')}   held output "
         f"{_figure(status.get('held_bytes'), ' bytes')}   sync {_figure(status.get('sync_percent'), ' %')}",
         f"  guest time lost {_figure(status.get('guest_clock_loss_ppm'), ' ppm')}   "
-        f"arbiter {arbiter['type']} {'ok' if arbiter['ok'] else 'not answering'}   "
+        f"arbiter {_arbiter(arbiter)}   "
         f"accelerator {_figure(status.get('accelerator'))}",
     ]
     return "\n".join(lines)
-
-
-def render_event(event: dict[str, Any]) -> str:
-    """One line of the events log."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-    fraction = f"{event['time'] % 1:.3f}"[1:]
-    data = " ".join(f"{key}={value}" for key, value in event["data"].items() if value is not None)
-    return (
-        f"{event['seq']:6d} {when}{fraction} {event['vm'] or '-':12s} {event['event']:14s} "
-        f"{event['reason']} {data}".rstrip()
-    )
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -153,18 +146,6 @@ def _change(options: argparse.Namespace) -> int:
     return 3 if waited_in_vain else 0
 
 
-def _events(options: argparse.Namespace) -> int:
-    since = options.since
-    while True:
-        found = ask(options.socket, "events", vm=options.vm, since=since)
-        for event in found:
-            print(json.dumps(event) if options.json else render_event(event), flush=True)
-            since = event["seq"]
-        if not options.follow:
-            return 0
-        time.sleep(0.5)
-
-
 def _doctor(options: argparse.Namespace) -> int:
     probes = ask(options.socket, "doctor")
     if options.json:
@@ -206,7 +187,7 @@ def _agent(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. 0: done; 1: refused or findings; 2: usage; 3: not reached in time."""
     options = _parser().parse_args(arguments)
-    verbs = {"status": _status, "events": _events, "doctor": _doctor, "agent": _agent,
+    verbs = {**watch.VERBS, "status": _status, "doctor": _doctor, "agent": _agent,
              "check": _plain, "audit": _plain, "host": _plain}  # fmt: skip
     if options.verb == "hook":
         from kvmft.cli import hook

@@ -16,18 +16,23 @@ another base that I hold               claim again, from that base
 generation above all my bases          LOST, for good
 generation not above, not mine         UNDECIDED: somebody's swap is still on its way; again
 missing, unreadable, other cluster     HALT: a person must look
+from the past, or of another arbiter   HALT: it was wiped, restored or replaced (position.py)
 no answer                              UNKNOWN: the same transaction again
 =====================================  ==================================================
+
+The row about the past comes first: an answer of an arbiter whose history went back proves nothing,
+also when it says that it swapped.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from kvmft.core import records
+from kvmft.core.position import Position, broken_history, newest
 from kvmft.core.records import Mode, Record
 from kvmft.errors import KvmftError
 
@@ -45,26 +50,34 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Holdings:
-    """What one side holds durably: records it may claim from, and records it may have written."""
+    """What one side holds durably: records it may claim from, records it may have written, and
+    how far it saw the arbiter's history."""
 
     bases: tuple[Record, ...] = ()
     written: tuple[Record, ...] = ()
+    seen: Position | None = None
 
     def to_bytes(self) -> bytes:
         """For the claims file."""
-        value = {
+        value: dict[str, object] = {
             "bases": [record.to_bytes().decode() for record in self.bases],
             "written": [record.to_bytes().decode() for record in self.written],
         }
+        if self.seen is not None:
+            value["seen"] = {"arbiter": self.seen.arbiter, "revision": self.seen.revision}
         return json.dumps(value, indent=1).encode()
 
     def with_written(self, record: Record) -> Holdings:
         """The same, with one more record that may have been written."""
-        return Holdings(self.bases, (*self.written, record))
+        return replace(self, written=(*self.written, record))
 
     def with_base(self, record: Record) -> Holdings:
         """The same, with one more record that may be claimed from."""
-        return Holdings((*self.bases, record), self.written)
+        return replace(self, bases=(*self.bases, record))
+
+    def with_seen(self, position: Position | None) -> Holdings:
+        """The same, with the arbiter's history seen at least up to `position`."""
+        return replace(self, seen=newest(self.seen, position))
 
 
 def holdings_from_bytes(data: bytes, cluster: str) -> Holdings:
@@ -73,13 +86,15 @@ def holdings_from_bytes(data: bytes, cluster: str) -> Holdings:
         value = json.loads(data)
         bases = tuple(records.from_bytes(text.encode(), cluster) for text in value["bases"])
         written = tuple(records.from_bytes(text.encode(), cluster) for text in value["written"])
+        seen = value.get("seen")
+        position = None if seen is None else Position(str(seen["arbiter"]), int(seen["revision"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise KvmftError(
             "claims_damaged",
             f"The claims file is damaged: {error!r}.",
             "This side will not claim; turn FT off and on again on the side that runs.",
         ) from error
-    return Holdings(bases, written)
+    return Holdings(bases, written, position)
 
 
 @dataclass(frozen=True)
@@ -120,10 +135,16 @@ ClaimEffect = Persist | SendTxn | Note | Decided
 
 @dataclass(frozen=True)
 class Reply:
-    """The arbiter's answer: whether it swapped, and otherwise the value it has (None: none)."""
+    """The arbiter's answer: whether it swapped, and otherwise the value it has (None: none).
+
+    `position` is where it was in its history; `before` the latest position that this side had seen
+    when the request went out, so that answers may come in any order.
+    """
 
     succeeded: bool
     current: bytes | None
+    position: Position | None = None
+    before: Position | None = None
 
 
 class Claim:
@@ -206,6 +227,10 @@ class Claim:
         """The arbiter's answer to transaction `txn`."""
         if self.decided or txn != self._txn:
             return []
+        broken = broken_history(reply.before, reply.position, reply.succeeded)
+        if broken is not None:
+            return self._halt(None, broken)
+        self.holdings = self.holdings.with_seen(reply.position)
         if reply.succeeded:
             return self._won(self._new, "the arbiter swapped the record")
         if reply.current is None:
@@ -254,7 +279,8 @@ class Claim:
 
     def _won(self, record: Record, reason: str) -> list[ClaimEffect]:
         # Everything older is dead now: the arbiter moved past it by our own hand.
-        return self._decide(Verdict.WON, record, reason, Holdings((record,), ()))
+        return self._decide(Verdict.WON, record, reason,
+                            Holdings((record,), (), self.holdings.seen))  # fmt: skip
 
     def _halt(self, record: Record | None, reason: str) -> list[ClaimEffect]:
         return self._decide(Verdict.HALT, record, reason, self.holdings)

@@ -1,24 +1,37 @@
-"""A libvirt domain's XML: what it is, why it may not be protected, and its standby's form. Pure."""
+"""A libvirt domain's XML: what kvmft needs to know of it. Pure.
+
+Why a domain may not be protected is in `compliance`, its standby's form in `standby`.
+"""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvmft.errors import KvmftError
 
 QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
 MONITOR_PREFIX = "unix:/run/kvmft/qmp/"
+MAX_XML = 4 << 20
+"""Bytes of a domain's XML beyond which it is not read."""
+UNITS = {
+    "b": 1, "bytes": 1,
+    "KB": 10**3, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20, "MiB": 1 << 20,
+    "GB": 10**9, "G": 1 << 30, "GiB": 1 << 30, "TB": 10**12, "T": 1 << 40, "TiB": 1 << 40,
+}  # fmt: skip
+"""libvirt's domain XML format, element `memory`."""
 ET.register_namespace("qemu", QEMU_NS)
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A writable disk: target name, image path and format."""
+    """A writable disk: target name, image path, format, and `kind`: `file` or `block`."""
 
     target: str
     path: str
     format: str
+    kind: str = "file"
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,11 @@ class Nic:
 
 @dataclass(frozen=True)
 class Domain:
-    """What kvmft needs of a live domain. `memory` in bytes."""
+    """What kvmft needs of a domain. `memory` in bytes.
+
+    `files` are read and never written by the VM: kernel, firmware, media. `cpu` is the XML of the
+    element <cpu>, empty when there is none.
+    """
 
     name: str
     uuid: str
@@ -41,209 +58,175 @@ class Domain:
     vcpus: int
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
-    boot_files: tuple[str, ...]
+    files: tuple[str, ...]
     own_monitor: str | None
+    arch: str = "x86_64"
+    emulator: str = ""
+    cpu: str = ""
+    cpu_mode: str = ""
+    bridges: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    nvram: str = ""
+    nvram_template: str = ""
 
 
-def _parse(xml: str) -> ET.Element:
+def unreadable(why: str) -> KvmftError:
+    """The error for XML that is no domain."""
+    return KvmftError("domain_xml", f"The domain XML cannot be read: {why}.",
+                      "Check it with `virsh dumpxml`.")  # fmt: skip
+
+
+def parse(xml: str) -> ET.Element:
+    """The root element of a domain's XML; KvmftError `domain_xml` when it is none.
+
+    Document types are refused, because libvirt writes none and entities may grow without bound.
+    """
+    if len(xml) > MAX_XML:
+        raise unreadable(f"it has {len(xml)} characters; at most {MAX_XML} are read")
+    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
+        raise unreadable("it has a document type, which libvirt never writes")
     try:
-        return ET.fromstring(xml)
-    except ET.ParseError as error:
-        raise KvmftError("domain_xml", f"The domain XML cannot be read: {error}.",
-                         "Check it with `virsh dumpxml`.") from error  # fmt: skip
+        root = ET.fromstring(xml)
+    except (ET.ParseError, ValueError) as error:
+        raise unreadable(str(error)) from error
+    if root.tag != "domain":
+        raise unreadable(f"its root element is <{root.tag}>, not <domain>")
+    return root
 
 
-def _writable_disks(root: ET.Element) -> list[ET.Element]:
-    return [
-        disk
-        for disk in root.findall("devices/disk")
-        if disk.get("device", "disk") == "disk" and disk.find("readonly") is None
-    ]
+def attribute(element: ET.Element, path: str, name: str, default: str = "") -> str:
+    """The attribute `name` of the child at `path`; `default` where either is missing."""
+    found = element.find(path)
+    return default if found is None else found.get(name, default)
 
 
-def _arguments(root: ET.Element) -> list[str]:
+def is_writable_disk(disk: ET.Element) -> bool:
+    """True for a disk that the guest writes, which therefore has to be mirrored."""
+    return disk.get("device", "disk") in ("disk", "lun") and disk.find("readonly") is None
+
+
+def writable_disks(root: ET.Element) -> list[ET.Element]:
+    """The elements of all writable disks, in the XML's order."""
+    return [disk for disk in root.findall("devices/disk") if is_writable_disk(disk)]
+
+
+def arguments(root: ET.Element) -> list[str]:
+    """QEMU arguments that the XML passes through."""
     return [arg.get("value", "") for arg in root.findall(f"{{{QEMU_NS}}}commandline/{{{QEMU_NS}}}arg")]
 
 
-def describe(xml: str) -> Domain:
-    """Read a live domain's XML."""
-    root = _parse(xml)
-    units = {"b": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+def _memory(root: ET.Element) -> int:
     memory = root.find("memory")
-    size = int(memory.text or 0) * units[memory.get("unit", "KiB")] if memory is not None else 0
-    disks = []
-    for disk in _writable_disks(root):
-        source, target, driver = disk.find("source"), disk.find("target"), disk.find("driver")
-        path = source.get("file", "") if source is not None else ""
-        name = target.get("dev", "") if target is not None else ""
-        disks.append(Disk(name, path, driver.get("type", "raw") if driver is not None else "raw"))
-    nics = []
-    for index, nic in enumerate(root.findall("devices/interface")):
-        alias, mac = nic.find("alias"), nic.find("mac")
-        nics.append(
-            Nic(
-                alias.get("name", "") if alias is not None else f"net{index}",
-                mac.get("address", "") if mac is not None else "",
-            )
-        )
-    system = root.find("os/type")
-    monitor = [arg for arg in _arguments(root) if arg.startswith(MONITOR_PREFIX)]
-    files = [root.findtext(f"os/{tag}") for tag in ("kernel", "initrd", "loader")]
+    if memory is None:
+        return 0
+    unit = memory.get("unit", "KiB")
+    if unit not in UNITS:
+        raise unreadable(f"<memory> has the unit {unit!r}")
+    return _count(memory.text, "memory") * UNITS[unit]
+
+
+def _count(text: str | None, tag: str) -> int:
+    value = (text or "0").strip()
+    if not value.isascii() or not value.isdigit():
+        raise unreadable(f"<{tag}> holds {value!r} instead of a number")
+    return int(value)
+
+
+def _disk(disk: ET.Element) -> Disk:
+    kind = "block" if disk.get("type") == "block" else "file"
+    return Disk(
+        attribute(disk, "target", "dev"),
+        attribute(disk, "source", "dev" if kind == "block" else "file"),
+        attribute(disk, "driver", "type", "raw"),
+        kind,
+    )
+
+
+def _files(root: ET.Element) -> Iterator[str]:
+    for tag in ("kernel", "initrd", "dtb", "loader", "acpi/table"):
+        for element in root.findall(f"os/{tag}"):
+            yield (element.text or "").strip()
+    for disk in root.findall("devices/disk"):
+        if not is_writable_disk(disk):
+            yield attribute(disk, "source", "file")
+    for rom in root.findall("devices/*/rom"):
+        yield rom.get("file", "")
+
+
+def describe(xml: str) -> Domain:
+    """Read a domain's XML; KvmftError `domain_xml` when it is malformed."""
+    root = parse(xml)
+    nics = root.findall("devices/interface")
+    monitor = [arg for arg in arguments(root) if arg.startswith(MONITOR_PREFIX)]
+    cpu = root.find("cpu")
     return Domain(
-        name=root.findtext("name", ""),
-        uuid=root.findtext("uuid", ""),
-        machine=system.get("machine", "") if system is not None else "",
+        name=root.findtext("name", "").strip(),
+        uuid=root.findtext("uuid", "").strip(),
+        machine=attribute(root, "os/type", "machine"),
         accelerator="kvm" if root.get("type") == "kvm" else "tcg",
-        memory=size,
-        vcpus=int(root.findtext("vcpu", "1")),
-        disks=tuple(disks),
-        nics=tuple(nics),
-        boot_files=tuple(path for path in files if path),
+        memory=_memory(root),
+        vcpus=_count(root.findtext("vcpu", "1"), "vcpu"),
+        disks=tuple(_disk(disk) for disk in writable_disks(root)),
+        nics=tuple(
+            Nic(attribute(nic, "alias", "name", f"net{index}"), attribute(nic, "mac", "address"))
+            for index, nic in enumerate(nics)
+        ),
+        files=tuple(dict.fromkeys(path for path in _files(root) if path)),
         own_monitor=monitor[0].split(",")[0].removeprefix("unix:") if monitor else None,
+        arch=attribute(root, "os/type", "arch", "x86_64"),
+        emulator=root.findtext("devices/emulator", "").strip(),
+        cpu="" if cpu is None else ET.tostring(cpu, encoding="unicode"),
+        cpu_mode="" if cpu is None else cpu.get("mode", "custom"),
+        bridges=_sources(nics, "bridge"),
+        networks=_sources(nics, "network"),
+        nvram=root.findtext("os/nvram", "").strip() or attribute(root, "os/nvram/source", "file"),
+        nvram_template=attribute(root, "os/nvram", "template"),
     )
 
 
-def compliance(xml: str, snapshots: int = 0) -> list[KvmftError]:
-    """All reasons why this VM cannot be protected, each with its remedy; none: it can."""
-    root = _parse(xml)
-    name = root.findtext("name", "")
-    found: list[KvmftError] = []
-
-    def add(code: str, message: str, remedy: str) -> None:
-        found.append(KvmftError(code, f"VM {name}: {message}", remedy))
-
-    for tag, what in (
-        ("hostdev", "a host device"),
-        ("tpm", "an emulated TPM"),
-        ("filesystem", "a shared file system"),
-        ("shmem", "shared memory with another VM"),
-        ("redirdev", "a redirected USB device"),
-    ):
-        if root.find(f"devices/{tag}") is not None:
-            add(tag, f"it has {what} (<{tag}>), whose state another host cannot have.",
-                f"Detach it: remove <{tag}> from the domain.")  # fmt: skip
-    for nic in root.findall("devices/interface"):
-        _check_nic(nic, add)
-    for disk in root.findall("devices/disk"):
-        _check_disk(disk, add)
-    if not _writable_disks(root):
-        add("no_disk", "it has no writable disk.", "Protect VMs that keep something.")
-    backing = root.find("memoryBacking")
-    if backing is not None and backing.find("hugepages") is not None:
-        add("hugepages", "its memory is on huge pages of hugetlbfs, which cannot be tracked.",
-            "Remove <hugepages/>; transparent huge pages are used by themselves.")  # fmt: skip
-    source = backing.find("source") if backing is not None else None
-    if source is not None and source.get("type") == "file":
-        add("file_memory", "its memory is backed by a file.", "Use anonymous or memfd memory.")
-    if snapshots:
-        add("snapshots", f"it has {snapshots} snapshots.", "Delete them: `virsh snapshot-delete`.")
-    return found
+def _sources(nics: list[ET.Element], kind: str) -> tuple[str, ...]:
+    """The bridges or networks that interfaces of this type hang on."""
+    names = [attribute(nic, "source", kind) for nic in nics if nic.get("type") == kind]
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
-def _check_nic(nic: ET.Element, add) -> None:  # type: ignore[no-untyped-def]
-    mac = nic.find("mac")
-    label = f"interface {mac.get('address') if mac is not None else '?'}"
-    kind = nic.get("type", "")
-    if kind not in ("bridge", "network", "user", "ethernet"):
-        add("nic_type", f"{label} is of type {kind}, whose packets cannot be held.",
-            "Use a bridge: <interface type='bridge'>.")  # fmt: skip
-    model, driver = nic.find("model"), nic.find("driver")
-    virtio = model is not None and (model.get("type") or "").startswith("virtio")
-    if virtio and (driver is None or driver.get("name") != "qemu"):
-        add("nic_vhost", f"{label} uses vhost, which sends packets past QEMU.",
-            "Add <driver name='qemu'/> to it and restart the VM once.")  # fmt: skip
+def with_cpu_of(xml: str, live: str) -> str:
+    """`xml` with the <cpu> of the running VM's XML `live`.
 
-
-def _check_disk(disk: ET.Element, add) -> None:  # type: ignore[no-untyped-def]
-    target = disk.find("target")
-    label = f"disk {target.get('dev') if target is not None else '?'}"
-    if disk.get("device", "disk") in ("cdrom", "floppy"):
-        if disk.find("source") is not None and disk.find("readonly") is None:
-            add("removable", f"{label} is a writable removable medium.", "Eject it.")
-        return
-    if disk.find("shareable") is not None:
-        add("disk_shared", f"{label} is shared with other VMs (<shareable/>).",
-            "A protected VM's disks must be its own; remove <shareable/>.")  # fmt: skip
-    if disk.get("type") != "file":
-        add("disk_type", f"{label} is of type {disk.get('type')}, not an image file.",
-            "Only image files are mirrored in this version; move it to a file.")  # fmt: skip
-    if disk.find("transient") is not None:
-        add("disk_transient", f"{label} throws its writes away (<transient/>).",
-            "Remove <transient/>.")  # fmt: skip
-
-
-def _strip_ours(root: ET.Element) -> None:
-    line = root.find(f"{{{QEMU_NS}}}commandline")
-    if line is None:
-        return
-    kept: list[ET.Element] = []
-    for element in list(line):
-        value = element.get("value", "")
-        if value == "defer" or value.startswith(MONITOR_PREFIX):
-            if kept and kept[-1].get("value") in ("-incoming", "-qmp"):
-                kept.pop()
-            continue
-        kept.append(element)
-    for element in list(line):
-        line.remove(element)
-    line.extend(kept)
-    if not kept:
-        root.remove(line)
-
-
-def _add_arguments(root: ET.Element, *values: str) -> None:
-    line = root.find(f"{{{QEMU_NS}}}commandline")
-    if line is None:
-        line = ET.SubElement(root, f"{{{QEMU_NS}}}commandline")
-    for value in values:
-        ET.SubElement(line, f"{{{QEMU_NS}}}arg", {"value": value})
-
-
-def standby_xml(live_xml: str, monitor: str, paths: dict[str, str]) -> str:
-    """The standby's domain: the live one, with shared memory, waiting for device state.
-
-    `paths` gives the image path here for each writable disk's target; replicas are raw.
+    The migratable XML has the CPU as it was asked for. The running VM has it without the features
+    that its host lacks; a standby elsewhere must not have them either, or the guest could begin to
+    use what is missing here after the way back.
     """
-    root = _parse(live_xml)
-    root.attrib.pop("id", None)
-    for tag in ("seclabel", "iothreadids"):
-        for element in root.findall(tag):
-            root.remove(element)
-    backing = root.find("memoryBacking")
-    if backing is None:
-        backing = ET.Element("memoryBacking")
-        root.insert(3, backing)
-    for element in list(backing):
-        backing.remove(element)
-    ET.SubElement(backing, "source", {"type": "memfd"})
-    ET.SubElement(backing, "access", {"mode": "shared"})
-    for disk in root.findall("devices/disk"):
-        for tag in ("backingStore", "mirror"):
-            for element in disk.findall(tag):
-                disk.remove(element)
-    for disk in _writable_disks(root):
-        target, source, driver = disk.find("target"), disk.find("source"), disk.find("driver")
-        name = target.get("dev", "") if target is not None else ""
-        if source is not None and name in paths:
-            source.attrib.clear()
-            source.set("file", paths[name])
-            for element in list(source):
-                source.remove(element)
-        if driver is not None:
-            driver.set("type", "raw")
-    for nic in root.findall("devices/interface"):
-        for element in nic.findall("target"):
-            nic.remove(element)
-    _strip_ours(root)
-    _add_arguments(
-        root, "-qmp", f"{MONITOR_PREFIX}{monitor},server=on,wait=off", "-incoming", "defer"
-    )
+    root, running = parse(xml), parse(live).find("cpu")
+    wanted = root.find("cpu")
+    if wanted is None or running is None:
+        return xml
+    root[list(root).index(wanted)] = running
     return ET.tostring(root, encoding="unicode")
 
 
-def persistent_xml(standby: str) -> str:
-    """The definition to keep once the standby runs: no longer waiting for an incoming state."""
-    root = _parse(standby)
-    root.attrib.pop("id", None)
-    _strip_ours(root)
-    return ET.tostring(root, encoding="unicode")
+def hardware(live: str) -> frozenset[str]:
+    """What a standby must have alike: every device with its address, media, vCPUs in use.
+
+    Two live XMLs of one running VM differ in this when something was plugged in, pulled out or
+    changed in between. What may change without harm is left out (balloon, link state, passwords).
+    """
+    root = parse(live)
+    found = {f"vcpus {_vcpus(root)}"}
+    for device in root.findall("devices/*"):
+        alias = attribute(device, "alias", "name")
+        if not alias:
+            continue
+        address = device.find("address")
+        place = "" if address is None else " ".join(f"{k}={v}" for k, v in sorted(address.items()))
+        line = f"{device.tag} {alias} {place}"
+        if device.tag == "disk":
+            source = device.find("source")
+            line += f" {'' if source is None else source.get('file') or source.get('dev') or ''}"
+        found.add(line.rstrip())
+    return frozenset(found)
+
+
+def _vcpus(root: ET.Element) -> str:
+    vcpu = root.find("vcpu")
+    return "1" if vcpu is None else vcpu.get("current") or (vcpu.text or "1").strip()

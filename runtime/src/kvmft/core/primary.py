@@ -96,11 +96,13 @@ class Tuning:
     switch_bound: float = 5.0
     max_rounds: int = 8
     round_target: int = 4 << 20
+    longest_rest: float = 0.1
+    """A pause that something else made long (a stopped QEMU) must not put off the next checkpoint."""
 
     def next_due(self, resumed: float, pause: float, output_waits: bool) -> float:
-        """When the next stop is due: soon when output waits, but never more than half paused."""
+        """When the next stop is due: soon when output waits, but not more than half paused."""
         gap = self.min_interval if output_waits else self.interval
-        return resumed + max(gap, pause)
+        return resumed + max(gap, min(pause, self.longest_rest))
 
 
 class PrimaryMachine:
@@ -311,7 +313,8 @@ class PrimaryMachine:
             if self._has_peer:
                 self.phase = Phase.CONNECTING
                 return [Connect()]
-            return self._release(Outcome.SOLO, "holds the right to run alone")
+            outcome, reason = self._after_claim or (Outcome.SOLO, "holds the right to run alone")
+            return self._release(outcome, reason)
         if self.phase is Phase.EPOCHS and self.pairing is Pairing.ASKED:
             self.pairing = Pairing.PAIRED
             return [Report("protected", "the secondary holds a commit and the arbiter knows")]
@@ -361,6 +364,8 @@ class PrimaryMachine:
             return []
         if self.phase is Phase.GAINING:
             self._has_peer = False
+            if outcome is Outcome.DETACHED:
+                self._after_claim = (outcome, reason)
             return [DropPeer()]
         if self.pairing is Pairing.NONE:
             return [DropPeer(), *self._release(outcome, reason)]

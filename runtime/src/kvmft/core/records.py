@@ -96,3 +96,11 @@ def solo(base: Record, holder: str, peer: str, nonce: str, gen: int | None = Non
 def paired(base: Record, holder: str, peer: str, nonce: str, epoch: int) -> Record:
     """The successor of `base` in which `peer` may take over from commit `epoch` on."""
     return Record(base.cluster, base.gen + 1, Mode.PAIRED, holder, peer, nonce, epoch)
+
+
+def brief(record: Record) -> str:
+    """The record as people read it; of its nonce only the first 8 digits."""
+    return (
+        f"generation {record.gen} ({record.mode.value} by {record.holder}, "
+        f"nonce {record.nonce[:8]})"
+    )

@@ -26,6 +26,7 @@ RAM_SAVE_FLAG_PAGE = 0x08
 RAM_SAVE_FLAG_EOS = 0x10
 RAM_SAVE_FLAG_CONTINUE = 0x20
 PAGE = 4096
+ZERO_PAGE = bytes(PAGE)
 
 
 def check_blob(blob: bytes | memoryview) -> None:
@@ -40,19 +41,23 @@ def check_blob(blob: bytes | memoryview) -> None:
 
 
 def ram_section(blocks: Iterable[tuple[str, bytes | memoryview]]) -> bytes:
-    """A section that loads whole RAM blocks `(name, content)`; content in multiples of 4 KiB."""
+    """A section that loads whole RAM blocks `(name, content)`; content in multiples of 4 KiB.
+
+    Video memory is mostly zeros: of such a page the stream has its byte alone (migration/ram.c).
+    """
     out = bytearray()
     for name, content in blocks:
         first = True
         label = name.encode()
         for offset in range(0, len(content), PAGE):
             page = content[offset : offset + PAGE]
-            flags = RAM_SAVE_FLAG_PAGE | (0 if first else RAM_SAVE_FLAG_CONTINUE)
+            kind = RAM_SAVE_FLAG_ZERO if page == ZERO_PAGE else RAM_SAVE_FLAG_PAGE
+            flags = kind | (0 if first else RAM_SAVE_FLAG_CONTINUE)
             out += struct.pack(">Q", offset | flags)
             if first:
                 out += bytes([len(label)]) + label
                 first = False
-            out += page
+            out += b"\0" if kind == RAM_SAVE_FLAG_ZERO else page
     if not out:
         return b""
     head = struct.pack(">BIB3sII", QEMU_VM_SECTION_FULL, RAM_SECTION_ID, 3, b"ram", 0,

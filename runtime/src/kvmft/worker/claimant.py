@@ -6,6 +6,7 @@ worker claims with the records that this host holds durably; the agent starts th
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from kvmft.adapters.arbiter_client import ArbiterClient
@@ -26,11 +27,13 @@ class ClaimWorker:
             config.identity(),
             on_decided=self._decided,
             on_note=lambda reason: link.event("arbiter", reason),
+            on_sent=partial(link.event, "claim_sent"),
         )
 
     def start(self) -> None:
         """Ask."""
-        self._link.event("claim", "asks the arbiter whether the VM may start here")
+        self._link.event("claim", "asks the arbiter whether the VM may start here", purpose="start",
+                         generation=self._arbiter.generation)  # fmt: skip
         # Where no record was ever written (turning on was cut short), there must be none: as then.
         self._arbiter.create()
 
@@ -41,7 +44,8 @@ class ClaimWorker:
 
     def _decided(self, won: bool, halted: bool, reason: str) -> None:
         generation = self._arbiter.generation
-        self._link.event("verdict", reason, won=won, generation=generation)
+        receipt = self._arbiter.receipt
+        self._link.event("verdict", reason, won=won, generation=generation, **receipt)
         outcome = Outcome.SOLO if won else Outcome.FAILED if halted else Outcome.FENCED
         self._link.send(msg="done", outcome=outcome.value, reason=reason)
         self._reactor.stop()

@@ -71,6 +71,9 @@ class Engine:
         self._state_path = state_path
         self._on_failed = on_failed
         self._buffer = PageBuffer()
+        self.stay_stopped = False
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called again and again while an audit hashes memory."""
 
     def take(
         self,
@@ -81,7 +84,8 @@ class Engine:
         last: bool = False,
     ) -> None:
         """Take checkpoint `epoch`; `done` gets it when the VM runs again, or when it was taken if
-        it is the `last` one, after which the VM stays stopped.
+        it is the `last` one, after which the VM stays stopped. With `stay_stopped` it stays so too:
+        the VM was paused for good while the checkpoint was being taken.
 
         `at_stop` is called while the VM is stopped, after its device state was saved: it cuts the
         captured packets, which by then are all in our socket (QEMU's main loop writes them before
@@ -103,8 +107,9 @@ class Engine:
             self._memory.read(ranges, pages)
             with open(self._state_path, "rb", buffering=0) as file:
                 state = file.read()
-            digests = self._memory.page_hashes(0).tobytes() if audit else None
-            if not last:
+            digests = self._memory.page_hashes(0, self.on_progress).tobytes() if audit else None
+            stay = last or self.stay_stopped
+            if not stay:
                 self._monitor.batch([command("cont")], lambda replies: running(replies, digests))
             runs = np.ascontiguousarray(self._memory.to_table(ranges), dtype="<u8")
             counts = (len(runs), size, len(table) // 32, len(data), len(state))
@@ -119,7 +124,7 @@ class Engine:
                 state,
             ]
             count = size // PAGE
-            if last:
+            if stay:
                 running([], digests)
 
         def running(replies: list[Reply], digests: bytes | None) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -58,8 +59,8 @@ class AgentLink:
             self._sock.setblocking(False)
 
     def event(self, name: str, reason: str, **data: Any) -> None:
-        """One line of the events log."""
-        self.send(msg="event", event=name, reason=reason, data=data)
+        """One line of the events log, with the time at which it happened here."""
+        self.send(msg="event", event=name, reason=reason, data=data, time=time.time())
 
     def _readable(self, _mask: int) -> None:
         try:

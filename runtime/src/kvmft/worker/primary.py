@@ -54,6 +54,12 @@ STATUS_EVERY = 0.5
 FIRST_SYNC_PATIENCE = 5.0
 """Seconds of silence that are borne until there is a pair."""
 RELEASE_BOUND = 2.0
+CLAIMS = {
+    ev.Purpose.CREATE: "asks the arbiter for the VM's first record",
+    ev.Purpose.PAIR: "asks the arbiter to record the pair",
+    ev.Purpose.SOLO: "asks the arbiter for the right to run alone",
+    ev.Purpose.REMOVE: "asks the arbiter to remove the record",
+}
 QEMU_DEATH_MS = 300
 """How long QEMU's descriptors may be closed before its process counts as ended."""
 
@@ -74,6 +80,7 @@ class PrimaryWorker:
             config.identity(),
             on_decided=self._decided,
             on_note=lambda reason: link.event("arbiter", reason),
+            on_sent=partial(link.event, "claim_sent"),
         )
         self.disk_log = DiskLog()
         self.monitor: Monitor | None = None
@@ -86,6 +93,7 @@ class PrimaryWorker:
         self.held: dict[int, list[tuple[RedirectorPort, Segment]]] = {}
         self.state = ("starting", "attaching")
         self.sync_percent: float | None = 0.0
+        self._life_due = 0.0
         self.known: Known | None = None
         self.filters: list[ResyncFilter] = []
         self.synced_memory = 0
@@ -101,6 +109,8 @@ class PrimaryWorker:
         self._shutdown: str | None = None
         self._suspending = False
         self._vm_died = False
+        self._sent_before = 0
+        self._first_release = True
         self._commands: dict[type, Callable[[Any], None]] = {
             ev.StartClaim: self._start_claim,
             ev.Connect: self._connect,
@@ -111,8 +121,8 @@ class PrimaryWorker:
             ev.ReleaseOutput: self._release_output,
             ev.NameOffer: self._name_offer,
             ev.ReleaseAll: self._release_all,
-            ev.PauseVm: lambda effect: self._execute("stop"),
-            ev.ResumeVm: lambda effect: self._execute("cont"),
+            ev.PauseVm: lambda effect: self._execute("stop", stay_stopped=True),
+            ev.ResumeVm: lambda effect: self._execute("cont", stay_stopped=False),
             ev.KillVm: self._kill_vm,
             ev.HandOver: lambda effect: self._send(encode(FrameType.HANDOVER, self.machine.taken)),
             ev.KeepMemory: self._keep_memory,
@@ -210,7 +220,10 @@ class PrimaryWorker:
     # -- arbitration --------------------------------------------------------------------------------
 
     def _start_claim(self, effect: ev.StartClaim) -> None:
-        self.link.event("claim", f"asks the arbiter: {effect.purpose.value}")
+        generation = self.arbiter.generation
+        again = effect.purpose is ev.Purpose.CREATE and generation is not None
+        reason = CLAIMS[ev.Purpose.SOLO if again else effect.purpose]
+        self.link.event("claim", reason, purpose=effect.purpose.value, generation=generation)
         match effect.purpose:
             case ev.Purpose.CREATE:
                 self.arbiter.create()
@@ -220,11 +233,14 @@ class PrimaryWorker:
                 self.arbiter.solo()
 
     def _decided(self, won: bool, halted: bool, reason: str) -> None:
-        self.link.event("verdict", reason, won=won, generation=self.arbiter.generation)
+        generation = self.arbiter.generation
+        self.link.event("verdict", reason, won=won, generation=generation, **self.arbiter.receipt)
         self.post(ev.Claimed(won, halted, reason))
 
     def _name_offer(self, effect: ev.NameOffer) -> None:
         record = self.arbiter.name_pair(effect.epoch)
+        self.link.event("offer", f"names the pair's record after commit {effect.epoch}",
+                        epoch=effect.epoch)  # fmt: skip
         self._send(encode(FrameType.OFFER, effect.epoch, record))
 
     # -- the secondary ------------------------------------------------------------------------------
@@ -293,7 +309,7 @@ class PrimaryWorker:
                     identity = self._running_audits.popleft()
                     self.link.send(**{"msg": "audit", "id": identity, **frame.json()})
             case FrameType.REFUSAL:
-                self.post(ev.PeerLost(ev.Loss.REFUSED, str(frame.json().get("reason"))))
+                self._peer_lost(ev.Loss.REFUSED, str(frame.json().get("reason")))
             case _:
                 raise WireError(f"The secondary sent a {frame.type.name} frame.")
 
@@ -303,7 +319,11 @@ class PrimaryWorker:
         self.known.learn(split_digests(frame.body))
 
     def _stream_lost(self, closed: bool, reason: str) -> None:
-        how = ev.Loss.CLOSED if closed else ev.Loss.SILENCE
+        self._peer_lost(ev.Loss.CLOSED if closed else ev.Loss.SILENCE, reason)
+
+    def _peer_lost(self, how: ev.Loss, reason: str, **figures: Any) -> None:
+        if not self._finished:
+            self.link.event("secondary_lost", reason, signal=how.value, **figures)
         self.post(ev.PeerLost(how, reason))
 
     def _heartbeat(self) -> None:
@@ -315,11 +335,18 @@ class PrimaryWorker:
             self.detector.timeout = self.config.detection
         if self.detector.suspects(now):
             silence = self.detector.silent_for(now)
-            self.post(ev.PeerLost(ev.Loss.SILENCE, f"no sign of life for {silence * 1000:.0f} ms"))
+            self._peer_lost(ev.Loss.SILENCE, f"no sign of life for {silence * 1000:.0f} ms",
+                            detection_ms=round(silence * 1000, 1))  # fmt: skip
             return
-        if self.stream.queued == 0:
-            self._send(encode(FrameType.HEARTBEAT, self.machine.taken))
+        self._show_life()
         self.reactor.call_later(self.config.detection / 4, self._heartbeat)
+
+    def _show_life(self) -> None:
+        """A heartbeat, if the last one is not of just now; also from within long work."""
+        now = self.reactor.now()
+        if self.stream is not None and self.stream.queued == 0 and now >= self._life_due:
+            self._life_due = now + self.config.detection / 8
+            self._send(encode(FrameType.HEARTBEAT, self.machine.taken))
 
     def _send(self, *parts: bytes | bytearray | memoryview) -> None:
         if self.stream is not None:
@@ -333,6 +360,7 @@ class PrimaryWorker:
 
     def _drop_peer(self, _effect: ev.DropPeer) -> None:
         if self.stream is not None:
+            self._sent_before += self.stream.sent_bytes
             self.stream.close()
             self.stream = None
         for server in self.servers:
@@ -353,6 +381,7 @@ class PrimaryWorker:
             os.path.join(self.directory, "device-state"),
             self._failed,
         )
+        self.engine.on_progress = self._show_life
 
     def _start_bulk(self, _effect: ev.StartBulk) -> None:
         assert self.monitor is not None and self.memory is not None and self.known is not None
@@ -536,6 +565,10 @@ class PrimaryWorker:
         for epoch in sorted(epoch for epoch in self.held if epoch <= effect.epoch):
             for port, segment in self.held.pop(epoch):
                 port.release(segment)
+                if self._first_release and segment.packets:
+                    self._first_release = False
+                    self.link.event("released", "the first output that waited for a commit went out",
+                                    epoch=epoch, packets=segment.packets)  # fmt: skip
 
     # -- planned switchover -------------------------------------------------------------------------
 
@@ -572,8 +605,11 @@ class PrimaryWorker:
 
     # -- leaving ------------------------------------------------------------------------------------
 
-    def _execute(self, name: str) -> None:
+    def _execute(self, name: str, stay_stopped: bool) -> None:
+        """`stop` or `cont`, also against a checkpoint that is being taken and would end with `cont`."""
         assert self.monitor is not None
+        if self.engine is not None:
+            self.engine.stay_stopped = stay_stopped
         self.monitor.execute(name)
 
     def _release_all(self, _effect: ev.ReleaseAll) -> None:
@@ -583,13 +619,16 @@ class PrimaryWorker:
         running = bool(self.monitor.execute("query-status")["running"])
         if running:
             self.monitor.execute("stop")
-        for epoch in sorted(self.held):
-            for port, segment in self.held[epoch]:
-                port.release(segment)
-        self.held.clear()
+        held = bool(self.ports)
+        packets = size = 0
         for port in self.ports:
             port.drain()
-            port.release(port.cut())
+            self.held.setdefault(self.machine.taken + 1, []).append((port, port.cut()))
+        for epoch in sorted(self.held):
+            for port, segment in self.held[epoch]:
+                packets, size = packets + segment.packets, size + len(segment.data)
+                port.release(segment)
+        self.held.clear()
         self.reactor.run_until(lambda: all(port.idle for port in self.ports), RELEASE_BOUND)
         qemu_setup.remove_redirectors(self.monitor, self.config.nics, self.directory)
         if running:
@@ -604,6 +643,9 @@ class PrimaryWorker:
         if self.engine is not None:
             self.engine.discard_state_file()
         unlink_quietly(self._epochs_mark)
+        if held:
+            self.link.event("output_open", f"released held output: {packets} packets; from here on "
+                            "nothing is held", packets=packets, bytes=size)  # fmt: skip
         self.post(ev.Released())
 
     def _remove_mirrors(self) -> None:
@@ -623,7 +665,10 @@ class PrimaryWorker:
 
     def _kill_vm(self, _effect: ev.KillVm) -> None:
         """Fence through a descriptor of the very process, so that no recycled pid is hit."""
+        packets = sum(segment.packets for parts in self.held.values() for _, segment in parts)
         self.held.clear()
+        self.link.event("vm_killed", f"QEMU is killed here; {packets} held packets are thrown away",
+                        packets=packets)  # fmt: skip
         self._unwatch_qemu()
         signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -693,7 +738,8 @@ class PrimaryWorker:
             self.sync_percent = 100.0
             self.link.event("synced", "what differed was sent", **self._sync_figures())
         self.link.send(msg="state", state=effect.state, reason=effect.reason)
-        self.link.event("state", effect.reason, state=effect.state)
+        self.link.event("state", effect.reason, state=effect.state, role="primary",
+                        generation=self.arbiter.generation)  # fmt: skip
         self._status()
 
     def _sync_figures(self) -> dict[str, int]:
@@ -736,7 +782,8 @@ class PrimaryWorker:
     def _status(self) -> None:
         now = self.reactor.now()
         stats = self.stats
-        stats.sample(now, self.stream.sent_bytes if self.stream else 0)
+        sent = self._sent_before + (self.stream.sent_bytes if self.stream else 0)
+        stats.sample(now, sent)
         since = round((now - stats.last_commit) * 1000, 1) if stats.last_commit else None
         self.link.send(
             msg="status",
@@ -749,11 +796,13 @@ class PrimaryWorker:
             last_commit_age_ms=since,
             sync_percent=self.sync_percent,
             pause_ms=quantiles(stats.pauses),
+            commit_ms=quantiles(stats.commits),
             pages_per_epoch=quantiles(stats.pages),
             log_bandwidth_bytes_s=round(max(0.0, stats.bandwidth)),
             held_bytes=sum(port.held_bytes for port in self.ports),
             guest_clock_loss_ppm=round(stats.clock_loss_ppm(now)),
             sync=self._sync_figures(),
+            totals=stats.totals(sent),
         )
 
 

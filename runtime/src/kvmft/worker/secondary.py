@@ -6,6 +6,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ from kvmft.worker.replica import ReplicaDisks, read_mark, write_mark
 
 STATUS_EVERY = 0.5
 ACTIVATION_BOUND = 10.0
+KINDS = {"planned switchover": "planned", "a person ordered the failover": "ordered"}
+"""What kind of failover it is, by the reason with which the machine began it."""
 FIRST_CONTACT = 30.0
 """Seconds in which the primary must have connected."""
 DIGEST_CHUNK = 4 << 20
@@ -74,6 +77,7 @@ class SecondaryWorker:
             config.identity(),
             on_decided=self._decided,
             on_note=lambda reason: link.event("arbiter", reason),
+            on_sent=partial(link.event, "claim_sent"),
         )
         self.journal = Journal(os.path.join(config.run_dir, "journal"), config.resume)
         self.disks = ReplicaDisks([(disk.path, disk.size) for disk in config.disks])
@@ -83,8 +87,10 @@ class SecondaryWorker:
         self.state = ("starting", "waits for the primary")
         self.last_commit = 0.0
         self.lost_at = 0.0
+        self._life_due = 0.0
         self._loading = 0.0
         self._synced_at = 0.0
+        self._unsynced = False
         self._queue: deque[ev.Event] = deque()
         self._busy = False
         self._finished = False
@@ -184,6 +190,7 @@ class SecondaryWorker:
             case "stop" | "suspend":
                 self.post(ev.StopAsked())
             case "claim":
+                self.link.event("failover_asked", "a person ordered the failover")
                 self.post(ev.ClaimAsked())
 
     # -- the standby's memory -----------------------------------------------------------------------
@@ -334,6 +341,7 @@ class SecondaryWorker:
     def _digest_frames(self) -> Iterator[bytes]:
         """DIGESTS frames of the standby's memory and of the replica's disks; empty ones between."""
         key = self.config.session.encode()
+        self.disks.settle()
         yield from self._take_base()
         for index in range(len(self.memory.blocks)):
             for start, end in _steps(self.memory.extents(index)):
@@ -372,6 +380,8 @@ class SecondaryWorker:
         reason = str(farewell.get("reason"))
         if farewell.get("claim"):
             self.lost_at = self.reactor.now()
+            self.link.event("primary_lost", f"the primary says: {reason}",
+                            signal=ev.Loss.FAREWELL.value)  # fmt: skip
             self.post(ev.PeerLost(ev.Loss.FAREWELL, reason))
         else:
             self.post(ev.PeerLost(ev.Loss.REFUSED, reason))
@@ -382,7 +392,9 @@ class SecondaryWorker:
 
     def _stream_lost(self, closed: bool, reason: str) -> None:
         self.lost_at = self.reactor.now()
-        self.link.event("primary_lost", reason, closed=closed)
+        signal = ev.Loss.CLOSED if closed else ev.Loss.SILENCE
+        if not self._finished:
+            self.link.event("primary_lost", reason, signal=signal.value)
         self.post(ev.PeerLost(ev.Loss.CLOSED if closed else ev.Loss.SILENCE, reason))
 
     def _heartbeat(self) -> None:
@@ -396,12 +408,19 @@ class SecondaryWorker:
             silence = self.detector.silent_for(now)
             self.lost_at = now
             reason = f"no sign of life for {silence * 1000:.0f} ms"
-            self.link.event("primary_lost", reason, detection_ms=round(silence * 1000, 1))
+            self.link.event("primary_lost", reason, signal=ev.Loss.SILENCE.value,
+                            detection_ms=round(silence * 1000, 1))  # fmt: skip
             self.post(ev.PeerLost(ev.Loss.SILENCE, reason))
             return
-        if self.stream.queued == 0:
-            self._send(encode(FrameType.HEARTBEAT, self.machine.committed))
+        self._show_life()
         self.reactor.call_later(self.config.detection / 4, self._heartbeat)
+
+    def _show_life(self) -> None:
+        """A heartbeat, if the last one is not of just now; also from within long work."""
+        now = self.reactor.now()
+        if self.stream is not None and self.stream.queued == 0 and now >= self._life_due:
+            self._life_due = now + self.config.detection / 8
+            self._send(encode(FrameType.HEARTBEAT, self.machine.committed))
 
     def _send(self, data: bytes) -> None:
         if self.stream is not None:
@@ -433,11 +452,26 @@ class SecondaryWorker:
         parts = split_checkpoint(body)
         self._apply_memory(parts.runs, parts.pages)
         self.disks.apply(parts.writes, parts.write_data)
-        if len(parts.writes) and self.reactor.now() > self._synced_at + SYNC_EVERY:
-            # In the background, so that little is left to do when this side takes over.
-            self._synced_at = self.reactor.now()
-            self.disks.sync_later()
+        self._unsynced = self._unsynced or len(parts.writes) > 0
+        self._sync_disks()
         self.post(ev.Applied(effect.epoch))
+
+    def _sync_disks(self) -> None:
+        """In the background, so that little is left to do when this side takes over."""
+        if self._unsynced and self.reactor.now() > self._synced_at + SYNC_EVERY:
+            self._synced_at, self._unsynced = self.reactor.now(), False
+            self.disks.sync_later()
+
+    def _look_after_disks(self) -> None:
+        """A device that took writes into memory and lost them ends protection as soon as it is known:
+        this side must not go on to acknowledge what it could not activate (I4)."""
+        if self._runs or self.machine.phase not in (StandbyPhase.FILLING, StandbyPhase.READY):
+            return
+        self._sync_disks()
+        if (fault := self.disks.fault) is not None:
+            self.link.event("failed", str(fault))
+            self._refuse(str(fault))
+            self.post(ev.Failed(str(fault)))
 
     def _apply_memory(self, table: memoryview, data: memoryview) -> None:
         runs = np.frombuffer(table, dtype="<u8").reshape(-1, RUN_WORDS)
@@ -448,7 +482,7 @@ class SecondaryWorker:
         if frame.epoch != self.machine.applied:
             raise WireError(f"AUDIT of epoch {frame.epoch} at commit {self.machine.applied}.")
         theirs = np.frombuffer(frame.body, dtype="<u8")
-        ours = self.memory.page_hashes(0)
+        ours = self.memory.page_hashes(0, self._show_life)
         if len(ours) != len(theirs):
             raise WireError(f"AUDIT of {len(theirs)} pages; the standby has {len(ours)}.")
         different = np.flatnonzero(ours != theirs)
@@ -464,15 +498,20 @@ class SecondaryWorker:
 
     def _persist_offer(self, effect: ev.PersistOffer) -> None:
         self.arbiter.accept_offer(effect.record)
+        self.link.event("offer_stored", "the pair's record is stored; this side may claim from it",
+                        generation=self.arbiter.generation)  # fmt: skip
         write_mark(self.config.state_dir, True, self.config.session)
         self.post(ev.OfferPersisted())
 
     def _start_claim(self, _effect: ev.StartClaim) -> None:
-        self.link.event("claim", "asks the arbiter to run alone")
+        self.link.event("claim", "asks the arbiter for the right to run alone", purpose="solo",
+                        generation=self.arbiter.generation,
+                        epoch=self.machine.committed)  # fmt: skip
         self.arbiter.solo()
 
     def _decided(self, won: bool, halted: bool, reason: str) -> None:
-        self.link.event("verdict", reason, won=won, generation=self.arbiter.generation)
+        generation = self.arbiter.generation
+        self.link.event("verdict", reason, won=won, generation=generation, **self.arbiter.receipt)
         self.post(ev.Claimed(won, halted, reason))
 
     def _recover_loaded(self, status: str) -> None:
@@ -515,6 +554,8 @@ class SecondaryWorker:
             self._wait_loaded()
         self.disks.sync_end()
         self._loading = self.reactor.now() - begun
+        self.link.event("loaded", f"the device state of commit {effect.epoch} is loaded",
+                        epoch=effect.epoch, ms=round(self._loading * 1000, 1))  # fmt: skip
         self.post(ev.Loaded())
 
     def _run(self, _effect: ev.Run) -> None:
@@ -531,8 +572,10 @@ class SecondaryWorker:
             epoch=self.machine.committed,
             activation_ms=round((self._loading + done - begun) * 1000, 1),
             since_loss_ms=round((done - self.lost_at) * 1000, 1) if self.lost_at else None,
+            kind=KINDS.get(self.state[1], "unplanned"),
             carried_packets=carried,
         )
+        self.link.event("output_open", "runs by right: its output goes out from here on, unheld")
         self.post(ev.Activated())
 
     def _carry_in(self, index: int, packet: bytes) -> None:
@@ -596,7 +639,8 @@ class SecondaryWorker:
     def _report(self, effect: ev.Report) -> None:
         self.state = (effect.state, effect.reason)
         self.link.send(msg="state", state=effect.state, reason=effect.reason)
-        self.link.event("state", effect.reason, state=effect.state)
+        self.link.event("state", effect.reason, state=effect.state, role="secondary",
+                        generation=self.arbiter.generation)  # fmt: skip
 
     def _finish(self, effect: ev.Finish) -> None:
         self._finished = True
@@ -609,6 +653,7 @@ class SecondaryWorker:
     def _status_timer(self) -> None:
         self._status()
         if not self._finished:
+            self._look_after_disks()
             self.reactor.call_later(STATUS_EVERY, self._status_timer)
 
     def _status(self) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
+
+from kvmft.worker.histogram import COMMIT_BOUNDS, PAUSE_BOUNDS, Histogram
 
 WINDOW = 2000
 
@@ -35,12 +38,18 @@ class EpochStats:
     _previous: float = 0.0
     _sample: tuple[float, int] = (0.0, 0)
     bandwidth: float = 0.0
+    pause_histogram: Histogram = field(default_factory=lambda: Histogram(PAUSE_BOUNDS))
+    commit_histogram: Histogram = field(default_factory=lambda: Histogram(COMMIT_BOUNDS))
+    commits: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    pages_total: int = 0
 
     def captured(self, now: float, pause: float, pages: int) -> None:
         """One checkpoint was taken: `pause` seconds, `pages` 4-KiB pages."""
         self.pauses.append(pause * 1000)
         self.pages.append(float(pages))
         self.paused_total += pause
+        self.pages_total += pages
+        self.pause_histogram.add(pause)
         if self._previous:
             self.gaps.append((now - self._previous) * 1000)
         self._previous = now
@@ -49,11 +58,24 @@ class EpochStats:
         """The secondary acknowledged."""
         self.epochs += 1
         self.last_commit = now
+        if self._previous:
+            # One checkpoint at a time is under way: the last capture is the one acknowledged.
+            self.commits.append((now - self._previous) * 1000)
+            self.commit_histogram.add(now - self._previous)
 
     def clock_loss_ppm(self, now: float) -> float:
         """Share of the time that the VM stood still, in parts per million."""
         elapsed = now - self.started
         return self.paused_total / elapsed * 1e6 if elapsed > 0 else 0.0
+
+    def totals(self, log_bytes: int) -> dict[str, Any]:
+        """Counts since the worker began, which never go back while it lives; `log_bytes` is what
+        the FT log has sent."""
+        return {
+            "epochs": self.epochs, "pages": self.pages_total, "log_bytes": log_bytes,
+            "paused_seconds": round(self.paused_total, 6),
+            "pause": self.pause_histogram.to_dict(), "commit": self.commit_histogram.to_dict(),
+        }  # fmt: skip
 
     def sample(self, now: float, sent_bytes: int) -> None:
         """Update `bandwidth` (bytes per second) from the count of all bytes sent so far."""
