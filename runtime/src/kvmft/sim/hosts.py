@@ -211,8 +211,7 @@ class Host:
     def _recover_secondary(self) -> None:
         self._recover = False
         if self.qemu is None or self.qemu.dead:
-            held = self.holdings
-            if held.written or any(record.mode is Mode.SOLO for record in held.bases):
+            if self._may_have_won:
                 self._start(ClaimWorker(self, self.peer.name))
             else:
                 self._go_stale()
@@ -220,6 +219,12 @@ class Host:
         worker = SecondaryWorker(self, self.qemu, self.peer.name, self.session)
         self.worker = worker
         worker.resume()
+
+    @property
+    def _may_have_won(self) -> bool:
+        """True when this side was claiming, or had won: its disks were durable before it asked."""
+        held = self.holdings
+        return bool(held.written) or any(record.mode is Mode.SOLO for record in held.bases)
 
     def _go_stale(self) -> None:
         self.role = "stale"
@@ -251,6 +256,8 @@ class Host:
                 self.role, self.may_start, self.ran = "primary", True, True
                 self.seen_boot, self._regain, self.desired = self.boot, False, "enabled"
                 self._not_before = self.world.now + 0.3
+            elif outcome is Outcome.FAILED and self._may_have_won:
+                self._recover, self._not_before = True, self.world.now + RETRY
             else:
                 self._go_stale()
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections import Counter
@@ -13,6 +14,8 @@ from kvmft.sim.schedule import run
 
 BATCH = 500
 """Schedules that one process does before it tells what it found."""
+COLLECT_EVERY = 200_000
+"""Objects between two collections: a schedule is one heap of cycles that dies as a whole."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Tally:
 def batch(first: int, count: int) -> Tally:
     """Run the schedules of seeds `first` to `first + count - 1`."""
     begun = time.process_time()
+    gc.set_threshold(COLLECT_EVERY)
     tally = Tally()
     for seed in range(first, first + count):
         result = run(seed)
