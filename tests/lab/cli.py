@@ -15,7 +15,8 @@ from tests.lab import container, images, net
 from tests.lab.lab import ROOT, Lab
 
 WHEELS = ROOT / "roles" / "runtime" / "files"
-STAGES = ("lint", "unit", "sim", "pair", "lab")
+STAGES = ("lint", "unit", "sim", "contract", "pair", "lab")
+CONTROLLER_TESTS = "tests/unit/plugins"
 RELEASES = tuple(images.SUITES)
 
 
@@ -98,8 +99,13 @@ def run_stage(stage: str, release: str | None) -> int:
         return pytest("tests/lab")
     if release is None or release == container.own_release():
         return pytest(f"tests/{stage}")
-    return container.run(release, "python3", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                         f"tests/{stage}")  # fmt: skip
+    command = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{stage}"]
+    if stage == "unit" and release == "12":
+        # Debian 12's own Ansible (2.14) is too old to be a controller: those tests run here.
+        if code := pytest(CONTROLLER_TESTS):
+            return code
+        command.append(f"--ignore={CONTROLLER_TESTS}")
+    return container.run(release, *command)
 
 
 def test(only: str | None, release: str | None = None) -> int:
@@ -180,6 +186,9 @@ def arguments() -> argparse.ArgumentParser:
     faults.add_argument("--keep", action="store_true", help="leave the lab up")
     faults.add_argument("--more", action="store_true", help="add to the runs of build/faults.json")
     faults.add_argument("--release", choices=("12", "13"), default="12")
+    switch = verbs.add_parser("switch")
+    switch.add_argument("--runs", type=int, default=20)
+    switch.add_argument("--release", choices=RELEASES, default="12")
     verbs.add_parser("site")
     _lab_arguments(verbs.add_parser("lab"))
     return parser
@@ -210,6 +219,10 @@ def main() -> int:
 
             return campaign.main(options.runs, options.rows, options.guest, options.long,
                                  options.release, options.keep, options.more)  # fmt: skip
+        case "switch":
+            from tests.lab import switch
+
+            return switch.main(options.runs, options.release)
         case "lab":
             return _lab(options)
         case "clean":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -180,14 +181,29 @@ def prepare(lab: Lab, guest: guests.Guest) -> Ground:
         lab.down()
     ground.make_pools()
     lab.up()
-    cli.build_wheel()
-    cli.playbook(lab, "site", "-e", "kvmft_storage_min_free_mb=64", quiet=True)
     ground.calm()
+    _set_up(lab)
     try:
         ground.protect()
     except FAULTS:
         ground.start_over()
     return ground
+
+
+def _set_up(lab: Lab) -> None:
+    """site.yml, unless this very wheel and these very roles were set up in this lab already."""
+    cli.build_wheel()
+    sources = [path for top in ("roles", "playbooks", "plugins") for path in (ROOT / top).rglob("*")
+               if path.is_file()]  # fmt: skip
+    stamp = hashlib.sha256()
+    for path in sorted(sources):
+        stamp.update(path.read_bytes())
+    marker = lab.base / "faults-site"
+    if marker.exists() and marker.read_text() == stamp.hexdigest():
+        return
+    marker.unlink(missing_ok=True)
+    cli.playbook(lab, "site", "-e", "kvmft_storage_min_free_mb=64", quiet=True)
+    marker.write_text(stamp.hexdigest())
 
 
 def run_row(ground: Ground, row: Row, number: int, base: Path) -> Result:
@@ -204,8 +220,10 @@ def run_row(ground: Ground, row: Row, number: int, base: Path) -> Result:
         Run(ground, row, result, folder).go(sides)
     except FAULTS as error:
         result.problems.append(f"{type(error).__name__}: {error}")
+        _calm(ground, result)
     if result.problems:
         _keep_logs(ground, folder)
+        _clean_up(ground, row, result)
     result.seconds = round(time.monotonic() - begun, 1)
     (folder / "result.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
     return result
@@ -224,6 +242,22 @@ def ready(ground: Ground, result: Result) -> Sides:
         result.notes.append("the VM was made anew before this run")
         ground.start_over()
         return ground.wait_protected(60)
+
+
+def _clean_up(ground: Ground, row: Row, result: Result) -> None:
+    """What one run did to the guest's data must not be found by the next one."""
+    if result.lost or not result.linearizable or not result.operations or row.needs_pool:
+        try:
+            ground.start_over()
+        except FAULTS as error:
+            result.notes.append(f"the VM could not be made anew: {error}")
+
+
+def _calm(ground: Ground, result: Result) -> None:
+    try:
+        ground.calm()
+    except FAULTS as error:
+        result.notes.append(f"the fault was not ended: {error}")
 
 
 def _keep_logs(ground: Ground, folder: Path) -> None:

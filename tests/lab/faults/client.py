@@ -61,6 +61,12 @@ class Line:
     def __init__(self, address: tuple[str, int], patience: float) -> None:
         self._socket = socket.create_connection(address, timeout=5)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A guest that started anew knows nothing of a question that it took before: ask whether the
+        # connection is still there, and never give it up for lack of an answer alone.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1),
+                              (socket.TCP_KEEPCNT, 120)):  # fmt: skip
+            self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
         self._socket.settimeout(patience)
         self._reader = self._socket.makefile("rb")
         self.boot = self.ask("b")[0]
@@ -74,7 +80,7 @@ class Line:
             raise Impatient("no answer in time") from None
         if not answer.endswith("\n"):
             raise ConnectionError("the guest closed the connection")
-        words = answer.split()
+        words = answer.rstrip("\n").split(" ")
         if words[0] != "ok":
             raise RuntimeError(f"{request!r} was answered with {answer!r}")
         return words[1:]
@@ -200,7 +206,8 @@ def finish(address: tuple[str, int], log: Log, base: int) -> None:
                       returned=time.monotonic())  # fmt: skip
     length, records = int(line.ask("n")[0]), list[str]()
     while base + len(records) < length:
-        records += line.ask(f"l {base + len(records)} {RECORDS_AT_ONCE}")
+        # A record that the disk lost is an empty word.
+        records += line.ask(f"l {base + len(records)} {min(RECORDS_AT_ONCE, length - base - len(records))}")
     log.write(kind="log", base=base, records=records)
     line.close()
 

@@ -352,12 +352,13 @@ def _run(*command: str) -> None:
 
 def _fill(path: Path) -> None:
     """A file at `path` that takes all the space that is left."""
-    with path.open("wb") as file:
-        size = 1 << 22
-        while size >= 4096:
-            try:
-                file.write(bytes(size))
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                size //= 4
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    size = 1 << 22
+    while size >= 512:
+        try:
+            os.write(descriptor, bytes(size))
+            os.fsync(descriptor)
+        except OSError:
+            size //= 4
+    with contextlib.suppress(OSError):
+        os.close(descriptor)

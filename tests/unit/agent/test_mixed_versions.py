@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kvmft.agent.host import Found, Host
+from kvmft.core.admission import Request
 from kvmft.core.domain import describe
 from kvmft.errors import KvmftError
 from tests.unit.agent.test_agent_safety import FakeWorker, agent, managed
@@ -23,7 +24,7 @@ XML = (
 
 
 def found(running: bool = True) -> Found:
-    return Found(describe(XML), XML, running, 1, 0)
+    return Found(describe(XML), XML, XML, running, 1, 0)
 
 
 def admit(tmp_path: Path, **request: Any) -> list[str]:
@@ -46,6 +47,7 @@ def test_a_move_to_a_host_with_another_qemu_costs_no_protection(tmp_path: Path) 
     a.host.find = lambda _vm: found()
     a.host.disk_sizes = lambda *_: []
     a.host.qemu_of = lambda _found: "7.2.22"
+    a.host.request = lambda _domain: Request()
     reason = KvmftError("qemu_version", "QEMU is 7.2.22 on the primary and 10.0.13 on b.", "")
 
     async def call(peer: str, op: str, **args: Any) -> Any:

@@ -540,6 +540,16 @@ class ManagedVm:
                         await self._became_primary()
                     elif outcome == "solo":
                         await self._boot_replica(reason)
+                    elif outcome == "unsettled":
+                        # It claimed, and its QEMU is gone: its disks may start if the claim won.
+                        await asyncio.to_thread(self._agent.host.destroy, state.vm)
+                        self._recover = True
+                        self._later(0.3)
+                    elif self._outcome is None:
+                        # Killed without a word, perhaps while it claimed or after it had won:
+                        # what it left says what it may do, as after a restart of the agent.
+                        self._recover = True
+                        self._later(0.3)
                     elif outcome == "failed" and self._may_have_won():
                         self._recover = True
                         self._show("failing_over", reason)

@@ -124,7 +124,7 @@ class SecondaryMachine:
             case StopAsked():
                 return self._stop_asked()
             case VmDied() | Failed():
-                return self._give_up(event.reason)
+                return self._broke(event)
         raise IllegalEvent(f"{type(event).__name__} does not concern a secondary")
 
     def _staged(self, event: Staged) -> list[Effect]:
@@ -215,9 +215,7 @@ class SecondaryMachine:
         if event.halted:
             return self._halt(event.reason)
         if not event.won:
-            self.phase = StandbyPhase.DONE
-            lost = Report("disabled", event.reason)
-            return [DropPeer(), Discard(), lost, Finish(Outcome.FAILED, event.reason)]
+            return [DropPeer(), *self._give_up(event.reason)]
         self.phase = StandbyPhase.ACTIVATING
         # A primary that stopped for us waits to hear that it is relieved; another one is left.
         return [Run()] if self._planned else [DropPeer(), Run()]
@@ -238,16 +236,25 @@ class SecondaryMachine:
             return [DropPeer(), *self._give_up("the agent discards this standby")]
         return []
 
+    def _broke(self, event: VmDied | Failed) -> list[Effect]:
+        """Something of this standby failed. Once its claim may have been sent, that may win, and then
+        nobody else runs the VM: records and disks, which are durable, are kept, and the agent asks on."""
+        if self.phase not in (StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING):
+            return self._give_up(event.reason)
+        if self.phase is StandbyPhase.CLAIMING and isinstance(event, Failed):
+            return []  # the verdict is what counts now
+        self.phase = StandbyPhase.DONE
+        return [
+            DropPeer(),
+            Report("failing_over", event.reason),
+            Finish(Outcome.UNSETTLED, event.reason),
+        ]
+
     def _halt(self, reason: str) -> list[Effect]:
         """A person must look; commit and record are kept for them."""
         self.phase = StandbyPhase.DONE
         return [DropPeer(), Report("fenced", reason), Finish(Outcome.FAILED, reason)]
 
     def _give_up(self, reason: str) -> list[Effect]:
-        claimed = self.phase in (StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING)
         self.phase = StandbyPhase.DONE
-        if claimed:
-            # The claim may be won: the record stays, and with it the right to start from the disks.
-            report = Report("failing_over", reason)
-            return [DropPeer(), report, Finish(Outcome.FAILED, reason)]
         return [Discard(), Report("disabled", reason), Finish(Outcome.FAILED, reason)]

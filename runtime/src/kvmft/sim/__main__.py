@@ -1,134 +1,79 @@
-"""`python -m kvmft.sim`: run schedules, replay one, look for planted bugs, write golden logs."""
+"""`./dev sim`: schedules, one schedule with its log, planted bugs, or the golden scenarios."""
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from pathlib import Path
 
-from kvmft.sim.mutants import MUTANTS, plant
-
-CHUNK = 500
+from kvmft.sim import mutants, runner, scenario
+from kvmft.sim.schedule import run
 
 
-def _chunk(bounds: tuple[int, int]) -> tuple[Counter[str], list[tuple[int, str]], int]:
-    from kvmft.sim.schedule import run
-
-    counts: Counter[str] = Counter()
-    bad: list[tuple[int, str]] = []
-    for seed in range(*bounds):
-        result = run(seed)
-        counts.update(result.counts)
-        bad += [(seed, text) for text in result.violations]
-    return counts, bad, bounds[1] - bounds[0]
-
-
-def _chunks(first: int, count: int) -> Iterator[tuple[int, int]]:
-    for start in range(first, first + count, CHUNK):
-        yield start, min(start + CHUNK, first + count)
-
-
-def schedules(first: int, count: int, jobs: int) -> int:
-    """Run `count` schedules from seed `first` on; 1 when one of them violated an invariant."""
-    begun = time.monotonic()
-    counts: Counter[str] = Counter()
-    bad: list[tuple[int, str]] = []
-    done, told = 0, 0.0
-    with multiprocessing.Pool(jobs) as pool:
-        for found, wrong, number in pool.imap_unordered(_chunk, _chunks(first, count)):
-            counts.update(found)
-            bad += wrong
-            done += number
-            if sys.stderr.isatty() and time.monotonic() - told > 1:
-                told = time.monotonic()
-                print(f"\r{done} of {count}", end="", file=sys.stderr)
-    seconds = time.monotonic() - begun
-    for name, number in sorted(counts.items()):
-        print(f"  {name:32s} {number}")
-    print(f"seeds                 {first} to {first + count - 1}")
-    print(f"schedules             {done}")
-    print(f"failovers             {counts['failover']}")
-    print(f"planned switchovers   {counts['switchover']}")
-    print(f"cold boots            {counts['cold boot']}")
-    print(f"violations            {len(bad)}")
-    print(f"schedules per second  {done / seconds:.0f} ({jobs} processes, {seconds:.0f} s)")
-    for seed, text in sorted(bad)[:20]:
-        print(f"seed {seed}: {text}\n  replay it: ./dev sim --seed {seed}")
-    return 1 if bad else 0
-
-
-def replay(seed: int) -> int:
-    """Print the log of one schedule."""
-    from kvmft.sim.schedule import run
-
-    result = run(seed, trace=True)
-    print("\n".join(result.log))
-    return 1 if result.violations else 0
-
-
-def hunt(name: str, limit: int) -> int:
-    """In a process of its own: plant one bug and look for it; prints what found it."""
-    plant(next(mutant for mutant in MUTANTS if mutant.name == name))
-    from kvmft.sim.schedule import run
-
-    for seed in range(limit):
-        try:
-            violations = run(seed).violations
-        except (AssertionError, IndexError, ValueError) as error:
-            violations = [f"crash: {error!r}"]
-        if violations:
-            print(f"{seed + 1} {violations[0]}")
-            return 0
-    return 1
-
-
-def mutants(limit: int, jobs: int, only: str | None = None) -> int:
-    """Look for every planted bug; 1 when one is not found within `limit` schedules."""
-    chosen = [mutant for mutant in MUTANTS if only in (None, mutant.name)]
-    missed = 0
-    waiting = list(chosen)
-    running: list[tuple[str, subprocess.Popen[str]]] = []
-    why = {mutant.name: mutant.why for mutant in chosen}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            name = waiting.pop(0).name
-            command = [sys.executable, "-m", "kvmft.sim", "--hunt", name, "--schedules", str(limit)]
-            running.append((name, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
-        name, process = running.pop(0)
-        out, _ = process.communicate()
-        if process.returncode == 0:
-            number, text = out.strip().split(" ", 1)
-            print(f"found   {name:34s} after {number:>5s} schedules, by {text[:60]}", flush=True)
-        else:
-            missed += 1
-            print(f"MISSED  {name:34s} within {limit} schedules ({why[name]})", flush=True)
-    print(f"{len(chosen)} planted bugs, {missed} not found")
-    return 1 if missed else 0
+def parser() -> argparse.ArgumentParser:
+    """The options of `./dev sim`."""
+    result = argparse.ArgumentParser(prog="dev sim", description=__doc__)
+    result.add_argument("--schedules", type=int, default=20000)
+    result.add_argument("--first", type=int, default=0, help="the first seed")
+    result.add_argument("--jobs", type=int, help="processes; default: one per processor")
+    result.add_argument("--seed", type=int, help="run this one schedule only")
+    result.add_argument("--trace", action="store_true", help="with --seed: print its event log")
+    result.add_argument("--mutants", action="store_true", help="plant bugs; each must be found")
+    result.add_argument("--bound", type=int, default=10000, help="schedules per planted bug")
+    result.add_argument("--scenarios", type=Path, default=Path("tests/scenarios"))
+    result.add_argument("--golden", action="store_true", help="compare the golden scenarios")
+    result.add_argument("--write-golden", action="store_true", help="write their logs anew")
+    return result
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `./dev sim`."""
-    parser = argparse.ArgumentParser(prog="dev sim", description=__doc__)
-    parser.add_argument("--schedules", type=int, default=20000)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seed", type=int, help="replay one schedule and print its log")
-    parser.add_argument("--mutants", action="store_true", help="look for every planted bug")
-    parser.add_argument("--mutant", help="look for one planted bug")
-    parser.add_argument("--hunt", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.hunt:
-        return hunt(options.hunt, options.schedules)
+    """Do what was asked; 1 when something was violated, not found, or different."""
+    options = parser().parse_args(arguments)
+    if options.mutants:
+        return _mutants(options.bound, options.jobs)
+    if options.golden or options.write_golden:
+        return _golden(options.scenarios, options.write_golden)
     if options.seed is not None:
-        return replay(options.seed)
-    if options.mutants or options.mutant:
-        return mutants(min(options.schedules, 10000), options.jobs, options.mutant)
-    return schedules(options.first, options.schedules, options.jobs)
+        return _one(options.seed, options.trace)
+    begun = time.monotonic()
+    tally = runner.campaign(options.first, options.schedules, options.jobs)
+    print("\n".join(runner.report(options.first, tally, time.monotonic() - begun)))
+    return 1 if tally.violated else 0
+
+
+def _one(seed: int, trace: bool) -> int:
+    result = run(seed, trace)
+    print("\n".join(result.log if trace else [f"{name}: {n}" for name, n in result.counts.items()]))
+    for text in result.violations:
+        print(f"VIOLATED {text}")
+    return 1 if result.violations else 0
+
+
+def _mutants(bound: int, jobs: int | None) -> int:
+    missed = 0
+    for name, found in mutants.hunt_all(bound, jobs):
+        if found is None:
+            missed += 1
+            print(f"{name:44s} NOT FOUND in {bound} schedules", flush=True)
+        else:
+            print(f"{name:44s} {found.invariant:10s} {found.schedules:6d} schedules", flush=True)
+    print(f"{len(mutants.MUTANTS)} planted bugs, {missed} not found")
+    return 1 if missed else 0
+
+
+def _golden(folder: Path, write: bool) -> int:
+    different = 0
+    for path in sorted(folder.glob("*.txt")):
+        log = "\n".join(scenario.play(path.read_text(encoding="utf-8"))) + "\n"
+        expected = path.with_suffix(".log")
+        if write:
+            expected.write_text(log, encoding="utf-8")
+        elif not expected.exists() or expected.read_text(encoding="utf-8") != log:
+            different += 1
+            print(f"{path.stem}: its log is another one than {expected}")
+    print(f"{len(list(folder.glob('*.txt')))} scenarios, {different} different")
+    return 1 if different else 0
 
 
 if __name__ == "__main__":

@@ -25,10 +25,6 @@ class History:
         self._parents.append(origin)
         return len(self._parents) - 1
 
-    def origin(self, instance: int) -> Point:
-        """The point from which `instance` went on."""
-        return self._parents[instance]
-
     def holds(self, early: Point, late: Point) -> bool:
         """True when `early` is part of the past of `late` (or the same)."""
         instance, tick = late

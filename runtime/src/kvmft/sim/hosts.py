@@ -13,20 +13,14 @@ from kvmft.core.events import Outcome, StopAsked, SwitchAsked, VmDied
 from kvmft.core.records import Mode
 from kvmft.core.secondary import StandbyPhase
 from kvmft.sim.history import History, Point
-from kvmft.sim.sides import (
-    PATIENCE,
-    ClaimWorker,
-    PrimaryWorker,
-    Qemu,
-    SecondaryWorker,
-    Worker,
-)
+from kvmft.sim.sides import ClaimWorker, PrimaryWorker, Qemu, SecondaryWorker, Worker
 from kvmft.sim.world import Connection, SimArbiter, Token, Wire, World
 
 STEP = 0.3
 RETRY = 0.4
 AGENT_RESTART = 0.4
 TAKEOVER_TIME = 3.0
+TAKING_OVER = (StandbyPhase.LOADING, StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING)
 
 
 class Host:
@@ -61,7 +55,6 @@ class Host:
         self.worker: Worker | None = None
         self.shown = "disabled"
         self.crashed = False
-        self.epochs_mark = False
         self.disk_synced = True
         self.disk_trouble = 0.0
         self.steps_to_live = 0
@@ -132,7 +125,7 @@ class Host:
         if self.may_start and self.ran and self.crashed and not rebooted:
             self._boot()
         elif self.may_start and not (self.ran and rebooted):
-            self.ran = False
+            self.ran, self.cluster.powered_off = False, True
             self.shown = "need_secondary"
         elif self.may_start:
             self._boot()
@@ -145,11 +138,6 @@ class Host:
             self.world.forbid("I5", f"{self.name} boots from a disk that is a mixture")
             return
         self.may_run("boots")
-        standby = self.peer.worker
-        if isinstance(standby, SecondaryWorker) and standby.machine.phase is StandbyPhase.WAITING:
-            waited = self.world.now - standby.waiting_since
-            if self.peer.frozen_until < self.world.now and waited > 3 * PATIENCE.agent_grace:
-                self.world.forbid("liveness", "boots from disk while a secondary holds the memory")
         self.history.check_start(self.disk, "boots", "I5")
         self.seen_boot, self.ran, self.crashed = self.boot, True, False
         self.qemu = Qemu(self, self.history.begin(self.disk))
@@ -161,7 +149,7 @@ class Host:
     def may_run(self, what: str) -> None:
         """Check that the arbiter's newest record gives this host the right to run (I1)."""
         top = self.arbiter.top
-        if self.arbiter.tampered or top is None or self.world.violations:
+        if self.arbiter.tampered or top is None:
             return
         if top.holder != self.name or (top.mode is not Mode.SOLO and what != "boots"):
             self.world.forbid("I1", f"{self.name} {what}, but generation {top.gen} is {top.holder}'s")
@@ -174,9 +162,7 @@ class Host:
         if self.role == "primary" and self.vm_runs:
             return False
         if isinstance(worker, SecondaryWorker) and not worker.finished:
-            if worker.machine.phase in (
-                StandbyPhase.LOADING, StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING,
-            ):  # fmt: skip
+            if worker.machine.phase in TAKING_OVER:
                 return False
             worker.post(StopAsked())
         if self.role == "secondary" and self.vm_runs:
@@ -192,6 +178,19 @@ class Host:
         self._start(SecondaryWorker(self, self.qemu, self.peer.name, session))
         return True
 
+    def discard(self) -> None:
+        """The peer turned FT off: let the standby go."""
+        worker = self.worker
+        if self.role != "secondary":
+            return
+        if isinstance(worker, SecondaryWorker) and worker.machine.phase in TAKING_OVER:
+            return
+        if worker is not None:
+            worker.dead = True
+            worker.drop()
+            self.worker = None
+        self._go_stale()
+
     def accept(self, primary: PrimaryWorker, session: int | None) -> Connection | None:
         """The primary's worker connects to the standby of `session`."""
         worker = self.worker
@@ -200,6 +199,7 @@ class Host:
             or worker.session != session
             or worker.connection is not None
             or worker.finished
+            or worker.dead
             or not self.cluster.reachable(primary.host, self)
         ):
             return None
@@ -211,7 +211,8 @@ class Host:
     def _recover_secondary(self) -> None:
         self._recover = False
         if self.qemu is None or self.qemu.dead:
-            if self._may_have_won:
+            held = self.holdings
+            if held.written or any(record.mode is Mode.SOLO for record in held.bases):
                 self._start(ClaimWorker(self, self.peer.name))
             else:
                 self._go_stale()
@@ -219,12 +220,6 @@ class Host:
         worker = SecondaryWorker(self, self.qemu, self.peer.name, self.session)
         self.worker = worker
         worker.resume()
-
-    @property
-    def _may_have_won(self) -> bool:
-        """True when this side, a standby, was claiming when its QEMU or host was lost."""
-        held = self.holdings
-        return bool(held.written) or any(record.mode is Mode.SOLO for record in held.bases)
 
     def _go_stale(self) -> None:
         self.role = "stale"
@@ -238,8 +233,8 @@ class Host:
 
     # -- conclusions --------------------------------------------------------------------------------
 
-    def worker_ended(self, worker: Worker, outcome: Outcome) -> None:
-        """Draw the conclusion from how a worker ended."""
+    def worker_ended(self, worker: Worker, outcome: Outcome | None) -> None:
+        """Draw the conclusion from how a worker ended (None: it was killed)."""
         if self.worker is not worker:
             return
         worker.dead = True
@@ -248,12 +243,14 @@ class Host:
             if worker.role == "claim" and outcome is Outcome.SOLO:
                 self.role, self.may_start = "primary", True
                 self._boot()
+            elif outcome in (None, Outcome.UNSETTLED):
+                if outcome is Outcome.UNSETTLED:
+                    self._destroy()
+                self._recover, self._not_before = True, self.world.now + 0.3
             elif outcome is Outcome.ACTIVATED:
                 self.role, self.may_start, self.ran = "primary", True, True
                 self.seen_boot, self._regain, self.desired = self.boot, False, "enabled"
                 self._not_before = self.world.now + 0.3
-            elif outcome is Outcome.FAILED and self._may_have_won:
-                self._recover, self._not_before = True, self.world.now + RETRY
             else:
                 self._go_stale()
             return
@@ -266,11 +263,12 @@ class Host:
             self.shown = "fenced"
         elif outcome in (Outcome.SOLO, Outcome.DETACHED):
             self.may_start, self._regain = True, False
-            self.may_run("may start it")
             if worker.role == "claim":
                 self._boot()
             elif self.qemu is None or self.qemu.dead:
                 self.cluster.powered_off = outcome is Outcome.DETACHED
+            if self.desired == "disabled" and self.cluster.reachable(self, self.peer):
+                self.peer.discard()
         else:
             self._regain = not self.may_start
             if worker.role == "claim":
@@ -289,6 +287,17 @@ class Host:
             self.qemu.captured = []
         boot = self.boot
         self.world.at(AGENT_RESTART, self, None, self._agent_starts, boot)
+
+    def kill_worker(self) -> None:
+        """kill -9 of the worker alone; the agent sees it end without a word."""
+        worker = self.worker
+        if worker is None or not self.alive or self.agent.dead:
+            return
+        self._kill_worker(worker)
+        self.worker = worker
+        if self.qemu is not None:
+            self.qemu.captured = []
+        self.world.at(0.01, self, self.agent, self.worker_ended, worker, None)
 
     def _kill_worker(self, worker: Worker | None) -> None:
         if worker is not None:
@@ -326,7 +335,7 @@ class Host:
             self.worker.dead = True
             self.worker = None
         self._destroy()
-        self.journal, self.epochs_mark = None, False
+        self.journal = None
         if not self.disk_synced:
             self.disk = None  # what was applied was partly in the page cache
 
@@ -392,6 +401,12 @@ class Host:
             self.desired = "suspended"
             self.worker.post(StopAsked(suspend=True))
 
+    def order_disable(self) -> None:
+        """A person turns fault tolerance off."""
+        if isinstance(self.worker, PrimaryWorker):
+            self.desired = "disabled"
+            self.worker.post(StopAsked())
+
 
 class Cluster:
     """The whole: two hosts, their network, the arbiter, one VM."""
@@ -402,7 +417,6 @@ class Cluster:
         self.history = History(world)
         self.wire = Wire(world)
         self.commits: set[tuple[int, int]] = set()
-        self.stored: set[int] = set()
         self.powered_off = False
         self.chaos = Token()
         self._sessions = 0

@@ -101,12 +101,27 @@ class ReplicaDisks:
         """
         if self._syncing is not None:
             self._syncing.join()
-        if self._sync_error is not None:
-            raise KvmftError(
-                "replica_disk",
-                f"The replica's disks cannot be made durable on this host: {self._sync_error}.",
-                "Replace the device; protection then comes back by itself.",
-            ) from self._sync_error
+        if (fault := self.fault) is not None:
+            raise fault from self._sync_error
+
+    @property
+    def fault(self) -> KvmftError | None:
+        """`replica_disk` once the device refused what had been taken into memory: it is lost there,
+        and the kernel says so only once (fsync(2))."""
+        if self._sync_error is None:
+            return None
+        return KvmftError(
+            "replica_disk",
+            f"The replica's disks cannot be made durable on this host: {self._sync_error}.",
+            "Replace the device; protection then comes back by itself.",
+        )
+
+    def settle(self) -> None:
+        """From now on `read` returns what the medium holds: after a write error the kernel's cache
+        still shows what the medium lost. KvmftError `replica_disk` when the device refuses writes."""
+        self.sync()
+        for descriptor, _size in self._files:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
         """Have everything that was applied on the medium before this returns."""

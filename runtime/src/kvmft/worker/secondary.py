@@ -90,6 +90,7 @@ class SecondaryWorker:
         self._life_due = 0.0
         self._loading = 0.0
         self._synced_at = 0.0
+        self._unsynced = False
         self._queue: deque[ev.Event] = deque()
         self._busy = False
         self._finished = False
@@ -340,6 +341,7 @@ class SecondaryWorker:
     def _digest_frames(self) -> Iterator[bytes]:
         """DIGESTS frames of the standby's memory and of the replica's disks; empty ones between."""
         key = self.config.session.encode()
+        self.disks.settle()
         yield from self._take_base()
         for index in range(len(self.memory.blocks)):
             for start, end in _steps(self.memory.extents(index)):
@@ -450,11 +452,26 @@ class SecondaryWorker:
         parts = split_checkpoint(body)
         self._apply_memory(parts.runs, parts.pages)
         self.disks.apply(parts.writes, parts.write_data)
-        if len(parts.writes) and self.reactor.now() > self._synced_at + SYNC_EVERY:
-            # In the background, so that little is left to do when this side takes over.
-            self._synced_at = self.reactor.now()
-            self.disks.sync_later()
+        self._unsynced = self._unsynced or len(parts.writes) > 0
+        self._sync_disks()
         self.post(ev.Applied(effect.epoch))
+
+    def _sync_disks(self) -> None:
+        """In the background, so that little is left to do when this side takes over."""
+        if self._unsynced and self.reactor.now() > self._synced_at + SYNC_EVERY:
+            self._synced_at, self._unsynced = self.reactor.now(), False
+            self.disks.sync_later()
+
+    def _look_after_disks(self) -> None:
+        """A device that took writes into memory and lost them ends protection as soon as it is known:
+        this side must not go on to acknowledge what it could not activate (I4)."""
+        if self._runs or self.machine.phase not in (StandbyPhase.FILLING, StandbyPhase.READY):
+            return
+        self._sync_disks()
+        if (fault := self.disks.fault) is not None:
+            self.link.event("failed", str(fault))
+            self._refuse(str(fault))
+            self.post(ev.Failed(str(fault)))
 
     def _apply_memory(self, table: memoryview, data: memoryview) -> None:
         runs = np.frombuffer(table, dtype="<u8").reshape(-1, RUN_WORDS)
@@ -636,6 +653,7 @@ class SecondaryWorker:
     def _status_timer(self) -> None:
         self._status()
         if not self._finished:
+            self._look_after_disks()
             self.reactor.call_later(STATUS_EVERY, self._status_timer)
 
     def _status(self) -> None:
