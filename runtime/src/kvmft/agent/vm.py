@@ -249,8 +249,8 @@ class ManagedVm:
             now = await asyncio.to_thread(self._agent.host.hardware, self.state.vm)
         except KvmftError:
             return  # libvirt does not answer now; that is no change
-        if now == self._hardware or self.worker is None:
-            return
+        if not now or now == self._hardware or self.worker is None:
+            return  # the same, or the VM is off, of which the worker will tell
         changed = "; ".join(sorted(now ^ self._hardware))
         self._hardware = frozenset()
         self._agent.events.add(self.state.vm, "hardware_changed",
