@@ -251,8 +251,10 @@ class Ground:
             disk = ram / "disk"
             with disk.open("wb") as file:
                 file.truncate(size << 20)
-            _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=0",
-                 str(disk))  # fmt: skip
+            # Blocks of 4 KiB, as any pool of a real size has: QEMU 7.2 aborts in raw_co_block_status
+            # on holes of an image that are not aligned to its requests.
+            _run("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-O", "^has_journal",
+                 "-E", "lazy_itable_init=0", str(disk))  # fmt: skip
             _run("mount", "-o", "loop,errors=continue", str(disk), str(pool))
 
     def has_pools(self, guest: guests.Guest) -> bool:
