@@ -241,3 +241,19 @@ def test_a_standby_whose_worker_was_killed_or_broke_after_its_claim_is_not_given
     assert m.state.role == "secondary", "it was given up although its claim may have won"
     assert m._recover
     assert bool(a.host.destroyed) == (outcome is not None)
+
+
+def test_a_vm_whose_qemu_ends_again_and_again_is_not_paired_at_once(
+    tmp_path: Path, boot: Boot, launched: Launched
+) -> None:
+    a = agent(tmp_path)
+    m = managed(a, may_start=True, running=True, boot="boot-1")
+    for _ in range(vm_module.BOOTS_BORNE):
+        off(a)
+        a.host.crashed = lambda vm: True
+        step(m)
+        assert a.host.started == ["v"]
+    a.host.running = True
+    step(m)
+    assert m.shown[0] == "need_secondary" and "times" in m.shown[1]
+    assert launched.configs == []

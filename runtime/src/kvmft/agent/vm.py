@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ LISTEN_TIMEOUT = 20.0
 LEAVE_TIMEOUT = 30.0
 """Seconds that turning off waits for the worker, which may have to ask the arbiter."""
 SWITCH_TIMEOUT = 30.0
+BOOTS_BORNE, BOOTS_WITHIN = 2, 300.0
+"""So many starts after a crash within so many seconds, and the VM is left alone for a while: what ends
+QEMU may be the sync itself."""
 HALTED_RETRY = 30.0
 """Seconds until the arbiter is asked again after an answer that a person must look into."""
 TAKEOVER_TIME = 20.0
@@ -82,6 +86,7 @@ class ManagedVm:
         self._base: dict[str, Any] | None = None
         self._base_until = 0.0
         self._off_since: float | None = None
+        self._boots: deque[float] = deque(maxlen=BOOTS_BORNE)
         # A state that was read from disk may be of an agent that died in the middle of things.
         self._regain = state.role == "primary" and not state.may_start
         self._recover = state.role == "secondary"
@@ -167,6 +172,7 @@ class ManagedVm:
             self._agent.host.crashed, state.vm
         )
         if state.may_start and crashed:
+            self._boots.append(time.monotonic())
             await self._boot("its QEMU crashed while it had no secondary")
         elif state.may_start and not (state.running and rebooted):
             if state.running:
@@ -214,6 +220,11 @@ class ManagedVm:
 
     async def _pair(self) -> None:
         state = self.state
+        if len(self._boots) == BOOTS_BORNE and time.monotonic() < self._boots[0] + BOOTS_WITHIN:
+            self._show("need_secondary", f"its QEMU ended {BOOTS_BORNE} times shortly; runs unprotected "
+                       "for some minutes, see /var/log/libvirt/qemu on this host")  # fmt: skip
+            self._later()
+            return
         found = await asyncio.to_thread(self._agent.host.find, state.vm)
         reasons = compliance(found.live, found.snapshots)
         reasons += await asyncio.to_thread(self._agent.host.blockers, state.vm)

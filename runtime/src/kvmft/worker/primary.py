@@ -7,6 +7,7 @@ import pwd
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -691,7 +692,19 @@ class PrimaryWorker:
         self._vm_died = True
         self._unwatch_qemu()
         self.reactor.step(0)  # QEMU's last event may still wait in the monitor's socket
-        powered_off = self._shutdown == "guest" or self._ended_on_purpose()
+        if self._shutdown == "guest":
+            self._tell_death(True)
+        elif self.config.own_monitor and self._shutdown is None:
+            self._tell_death(False)
+        else:
+            # libvirt may take its time, and heartbeats must go on: silence would be a takeover.
+            def ask() -> None:
+                answer = self._ended_on_purpose()
+                self.reactor.call_soon_threadsafe(lambda: self._tell_death(answer))
+
+            threading.Thread(target=ask, name="libvirt", daemon=True).start()
+
+    def _tell_death(self, powered_off: bool) -> None:
         reason = "the VM was powered off" if powered_off else "QEMU died on the primary"
         self.link.event("vm_died", reason)
         self.post(ev.VmDied(reason, powered_off))
@@ -702,8 +715,6 @@ class PrimaryWorker:
 
         Without a monitor of ours QEMU's events do not reach us, so libvirt is asked in any case.
         """
-        if self.config.own_monitor and self._shutdown is None:
-            return False
         import libvirt
 
         wanted = {libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED}
