@@ -140,15 +140,21 @@ def test_while_the_mount_hangs_the_other_side_may_win(
 
 
 class LateLink(Files):
-    """Is paused right before its link, until told to go on."""
+    """Its link is on its way for as long as it is told to wait. The server has the file by its
+    handle: what happens to the temporary name meanwhile means nothing."""
 
     def __init__(self) -> None:
         self.paused, self.go_on = threading.Event(), threading.Event()
 
     def link(self, old: str, new: str, at: int) -> None:
+        kept = f"handle-{old}"
+        super().link(old, kept, at)
         self.paused.set()
         self.go_on.wait(60)
-        super().link(old, new, at)
+        try:
+            super().link(kept, new, at)
+        finally:
+            os.unlink(kept, dir_fd=at)
 
 
 @pytest.mark.parametrize("later", [1, KEEP - 1, KEEP, KEEP + 1, 3 * KEEP])

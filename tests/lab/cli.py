@@ -15,7 +15,8 @@ from tests.lab import container, images, net
 from tests.lab.lab import ROOT, Lab
 
 WHEELS = ROOT / "roles" / "runtime" / "files"
-STAGES = ("lint", "unit", "sim", "pair", "lab")
+STAGES = ("lint", "unit", "sim", "contract", "pair", "lab")
+CONTROLLER_TESTS = "tests/unit/plugins"
 RELEASES = tuple(images.SUITES)
 
 
@@ -98,8 +99,13 @@ def run_stage(stage: str, release: str | None) -> int:
         return pytest("tests/lab")
     if release is None or release == container.own_release():
         return pytest(f"tests/{stage}")
-    return container.run(release, "python3", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                         f"tests/{stage}")  # fmt: skip
+    command = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{stage}"]
+    if stage == "unit" and release == "12":
+        # Debian 12's own Ansible (2.14) is too old to be a controller: those tests run here.
+        if code := pytest(CONTROLLER_TESTS):
+            return code
+        command.append(f"--ignore={CONTROLLER_TESTS}")
+    return container.run(release, *command)
 
 
 def test(only: str | None, release: str | None = None) -> int:

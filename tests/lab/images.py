@@ -36,8 +36,8 @@ WIDE_MODULES = (
 )  # fmt: skip
 """In the order in which they have to be loaded."""
 TEST_PACKAGES = (
-    *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "python3-psycopg", "ansible-core", "gcc", "libc6-dev",
-    "busybox-static", "cpio", "e2fsprogs", "git",
+    *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "python3-psycopg", "ansible-core",
+    "prometheus", "gcc", "libc6-dev", "busybox-static", "cpio", "e2fsprogs", "git",
 )  # fmt: skip
 """What the stages unit, sim and pair need, all of it from Debian."""
 KEEP_SECONDS = 3 * 86400
@@ -78,9 +78,10 @@ def bootstrap(target: Path, release: str, packages: tuple[str, ...], *extra: str
     """A Debian root file system with `packages` in the folder `target`."""
     suite = SUITES[release]
     know_keys(suite)
+    signed = f"[signed-by={KEYRINGS / 'debian-archive-keyring.gpg'}]"
     sources = (
-        f"deb {mirror()} {suite} main\ndeb {mirror()} {suite}-updates main\n"
-        f"deb {mirror()}-security {suite}-security main\n"
+        f"deb {signed} {mirror()} {suite} main\ndeb {signed} {mirror()} {suite}-updates main\n"
+        f"deb {signed} {mirror()}-security {suite}-security main\n"
     )
     with tempfile.NamedTemporaryFile("w", suffix=".list") as file:
         file.write(sources)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kvmft.adapters import arbiter_client
 from kvmft.adapters.arbiter_client import ArbiterClient, ArbiterIdentity
 from kvmft.adapters.etcd import (
     Etcd,
@@ -177,3 +178,24 @@ def test_a_restarted_side_creates_no_second_record(etcd: RealEtcd, tmp_path: Pat
     again.client.create()
     assert reactor.run_until(lambda: bool(again.verdicts), 10) and again.verdicts[0][0]
     assert again.client.generation == 2
+
+
+def test_a_claims_file_that_cannot_be_written_is_tried_again(
+    etcd: RealEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reactor = Reactor()
+    a = Side(reactor, etcd.url, "node-a", tmp_path, "vm-full")
+    monkeypatch.setattr(arbiter_client, "PERSIST_RETRY", 0.05)
+    real, failures = arbiter_client.write_durably, [0]
+
+    def write(path: str, data: bytes, *more: int) -> None:
+        failures[0] += 1
+        if failures[0] <= 2:
+            raise OSError(28, "No space left on device")
+        real(path, data, *more)
+
+    monkeypatch.setattr(arbiter_client, "write_durably", write)
+    a.client.create()
+    assert a.verdicts == []
+    assert reactor.run_until(lambda: bool(a.verdicts), 10) and a.verdicts[0][0]
+    assert failures[0] == 4, "two that failed, the write-ahead, and the verdict"

@@ -57,7 +57,8 @@ def look(made: ArbiterWatch) -> tuple[bool | None, str]:
 
 def claims(tmp_path: Path) -> None:
     (tmp_path / "vm" / "db1").mkdir(parents=True)
-    (tmp_path / "vm" / "db1" / "claims.json").write_text("{}")
+    for name in ("claims.json", "state.json"):
+        (tmp_path / "vm" / "db1" / name).write_text("{}")
 
 
 def test_without_an_arbiter_it_says_that_there_is_no_automatic_failover(tmp_path: Path) -> None:
@@ -73,13 +74,14 @@ def test_what_was_seen_is_kept_and_only_rises(tmp_path: Path) -> None:
     assert load_seen(str(tmp_path / "seen.json")) == Seen("one", {"": 12})
 
 
+@pytest.mark.parametrize("gone", ["claims.json", "state.json"], ids=["no claims", "turned off"])
 @pytest.mark.parametrize(
     ("health", "words"),
     [(Health("etcd", "one", {"": 9}), "went back, from revision 10 to 9"),
      (Health("etcd", "other", {"": 99}), "another arbiter than before")],
 )  # fmt: skip
 def test_a_broken_history_is_an_error_as_long_as_a_vm_depends_on_it(
-    tmp_path: Path, health: Health, words: str
+    tmp_path: Path, health: Health, words: str, gone: str
 ) -> None:
     claims(tmp_path)
     made, told = watch(tmp_path)
@@ -92,7 +94,7 @@ def test_a_broken_history_is_an_error_as_long_as_a_vm_depends_on_it(
     again, told = watch(tmp_path)
     told.health = health
     assert look(again)[0] is False, "also after a restart of the agent"
-    (tmp_path / "vm" / "db1" / "claims.json").unlink()
+    (tmp_path / "vm" / "db1" / gone).unlink()
     assert look(again)[0] is True
     assert load_seen(str(tmp_path / "seen.json")) == Seen(health.arbiter, health.revisions)
 
@@ -148,3 +150,19 @@ def test_the_position_of_a_vm_is_its_own_or_that_of_the_whole_arbiter(tmp_path: 
     assert seen is not None
     assert seen.position("u1") == Position("one", 4) and seen.position("u2") is None
     assert Seen("one", {"": 9}).position("u2") == Position("one", 9)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_host_that_cannot_ask_the_arbiter_takes_no_secondary(tmp_path: Path, ok: bool) -> None:
+    from tests.unit.agent.test_agent_safety import agent
+    from tests.unit.agent.test_mixed_versions import XML
+
+    a = agent(tmp_path)
+    a.host.versions = lambda: {"qemu": "7.2.22"}
+    a.host.admit = lambda *_: []
+    a.arbiter_ok, a.arbiter_watch = None, watch(tmp_path)[0]
+    if not ok:
+        a.arbiter_watch._arbiter.health = KvmftError("arbiter_full", "It is full.", "Free space.")
+    answer = asyncio.run(a._standby_admit({"vm": "v", "xml": XML, "disks": []}))
+    assert [each["code"] for each in answer["lacking"]] == ([] if ok else ["no_arbiter"])
+    assert ok or "a cannot ask the arbiter: It is full." in answer["lacking"][0]["message"]

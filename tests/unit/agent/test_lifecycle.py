@@ -220,3 +220,40 @@ def test_another_hosts_discard_is_refused(tmp_path: Path) -> None:
 
 async def _nothing() -> None:
     """The arbiter answers."""
+
+
+@pytest.mark.parametrize("outcome", [None, ("unsettled", "its QEMU died")])
+def test_a_standby_whose_worker_was_killed_or_broke_after_its_claim_is_not_given_up(
+    tmp_path: Path, boot: Boot, launched: Launched, outcome: tuple[str, str] | None
+) -> None:
+    a = agent(tmp_path)
+    m = managed(a, role="secondary")
+    m._recover = False
+    asyncio.run(m._launch({"role": "secondary", "run_dir": str(tmp_path)}))
+
+    async def end() -> None:
+        m._outcome = outcome
+        m._worker_ended(m.worker)
+        while m._settling:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(end())
+    assert m.state.role == "secondary", "it was given up although its claim may have won"
+    assert m._recover
+    assert bool(a.host.destroyed) == (outcome is not None)
+
+
+def test_a_vm_whose_qemu_ends_again_and_again_is_not_paired_at_once(
+    tmp_path: Path, boot: Boot, launched: Launched
+) -> None:
+    a = agent(tmp_path)
+    m = managed(a, may_start=True, running=True, boot="boot-1")
+    for _ in range(vm_module.BOOTS_BORNE):
+        off(a)
+        a.host.crashed = lambda vm: True
+        step(m)
+        assert a.host.started == ["v"]
+    a.host.running = True
+    step(m)
+    assert m.shown[0] == "need_secondary" and "times" in m.shown[1]
+    assert launched.configs == []

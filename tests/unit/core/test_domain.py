@@ -123,6 +123,10 @@ def test_what_a_standby_need_not_have_alike_does_not(old: str, new: str) -> None
     assert domain.hardware(LIVE.replace(old, new)) == domain.hardware(LIVE)
 
 
+def test_a_vm_that_is_off_has_no_hardware_in_use() -> None:
+    assert domain.hardware(GOOD) == frozenset()
+
+
 def test_the_cpu_that_the_guest_has_replaces_the_one_that_was_asked_for() -> None:
     live = GOOD.replace("match='exact'>", "match='exact' check='full'><feature policy='disable' name='avx'/>")
     found = domain.describe(domain.with_cpu_of(GOOD, live))

@@ -188,6 +188,16 @@ def test_turning_off_claims_first_and_ends_detached() -> None:
     assert drive.all[-1] == ev.Finish(ev.Outcome.DETACHED, "turned off on request")
 
 
+def test_turning_off_before_anything_was_gained_ends_detached_too() -> None:
+    """Else its record would stay with the arbiter, and no other host could turn it on."""
+    drive = Driver()
+    drive(ev.Started(create=True))
+    assert drive(ev.StopAsked()) == ["Farewell", "DropPeer"]
+    assert drive(ev.Claimed(won=True)) == ["ReleaseAll"]
+    drive(ev.Released())
+    assert drive.all[-1] == ev.Finish(ev.Outcome.DETACHED, "turned off on request")
+
+
 def test_a_dead_qemu_hands_over_and_a_power_off_does_not() -> None:
     drive = Driver().to_protected()
     drive(ev.VmDied("QEMU died on the primary"))

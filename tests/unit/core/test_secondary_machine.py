@@ -203,9 +203,46 @@ def test_the_next_checkpoint_waits_for_the_application_of_the_last() -> None:
         drive(ev.Staged(3))
 
 
-@pytest.mark.parametrize("event", [ev.VmDied("QEMU died"), ev.Failed("cont was refused")])
-def test_what_breaks_after_the_claim_was_sent_keeps_the_record(event: ev.Event) -> None:
+def test_a_standby_that_dies_after_its_claim_was_sent_keeps_the_record() -> None:
     drive = Driver().to_ready()
     drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
     drive(ev.Loaded())
-    assert drive(event) == ["DropPeer", "Report", "Finish"]
+    assert drive(ev.Failed("the link broke")) == [], "the verdict is what counts"
+    assert drive(ev.VmDied("QEMU died")) == ["DropPeer", "Report", "Finish"]
+    assert drive.all[-1] == ev.Finish(ev.Outcome.UNSETTLED, "QEMU died")
+
+
+def test_a_standby_that_won_and_does_not_run_keeps_the_record() -> None:
+    drive = Driver().to_ready()
+    drive(ev.PeerLost(ev.Loss.SILENCE, "silent"))
+    drive(ev.Loaded())
+    drive(ev.Claimed(won=True))
+    assert drive(ev.Failed("cont was refused")) == ["DropPeer", "Report", "Finish"]
+
+
+def claiming() -> Driver:
+    drive = Driver().to_ready()
+    drive(ev.ClaimAsked())
+    assert drive(ev.Loaded()) == ["StartClaim"]
+    return drive
+
+
+def test_a_standby_that_dies_after_its_claim_was_sent_keeps_its_record() -> None:
+    drive = claiming()
+    effects = drive.machine.handle(ev.VmDied("the standby's QEMU died"), 9.0)
+    assert "Discard" not in kinds(effects), "the claim may win, and then nobody else may run"
+    assert isinstance(effects[-1], ev.Finish) and effects[-1].outcome is ev.Outcome.UNSETTLED
+    drive = claiming()
+    drive(ev.Claimed(True))
+    assert "Discard" not in kinds(drive.machine.handle(ev.Failed("QEMU does not go on"), 9.0))
+
+
+def test_a_step_that_fails_while_the_claim_is_out_does_not_end_it() -> None:
+    drive = claiming()
+    assert drive(ev.Failed("the journal is full")) == []
+    assert "Run" in drive(ev.Claimed(True))
+
+
+def test_before_a_claim_a_broken_standby_is_discarded() -> None:
+    drive = Driver().to_ready()
+    assert "Discard" in drive(ev.VmDied("the standby's QEMU died"))

@@ -41,6 +41,9 @@ from kvmft.ports import Arbiter, Unclear, vm_key
 PATIENCE = 4.0
 """Seconds without an answer after which people are told."""
 
+PERSIST_RETRY = 0.5
+"""Seconds until a claims file that could not be written is tried again."""
+
 
 def nonce() -> str:
     """128 random bits, as 32 hex digits."""
@@ -190,10 +193,17 @@ class ArbiterClient:
         self._run(self._claim.start())
 
     def _run(self, effects: list[ClaimEffect]) -> None:
-        for effect in effects:
+        for index, effect in enumerate(effects):
             match effect:
                 case Persist(holdings):
-                    self._persist(holdings)
+                    try:
+                        self._persist(holdings)
+                    except OSError as error:
+                        # Nothing is asked and no verdict is given before it is durable.
+                        self._on_note(f"the claims file cannot be written; tries again: {error}")
+                        rest = partial(self._go_on, self._claim, effects[index:])
+                        self._reactor.call_later(PERSIST_RETRY, rest)
+                        return
                 case SendTxn():
                     self._tell_sent(effect)
                     self._send_after(effect)
@@ -227,6 +237,10 @@ class ArbiterClient:
             "times": self._times,
             "arbiter_ms": round((self._reactor.now() - self._begun) * 1000, 1),
         }
+
+    def _go_on(self, claim: Claim | None, effects: list[ClaimEffect]) -> None:
+        if claim is self._claim:
+            self._run(effects)
 
     def _send_after(self, effect: SendTxn) -> None:
         if self._due is not None:

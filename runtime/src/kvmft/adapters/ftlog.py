@@ -167,6 +167,7 @@ class LogStream:
         self._out: deque[memoryview] = deque()
         self._want_write = False
         self._closed = False
+        self._broken = ""
         self.on_drained: Callable[[], None] | None = None  # called once, when all is sent
         self.queued = 0
         self.sent_bytes = 0
@@ -177,7 +178,7 @@ class LogStream:
 
     def send(self, *parts: bytes | bytearray | memoryview) -> None:
         """Queue `parts` in order and send what fits. Buffers must not change until sent."""
-        if self._closed:
+        if self._closed or self._broken:
             return
         for part in parts:
             view = memoryview(part).cast("B")
@@ -228,13 +229,26 @@ class LogStream:
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError, BlockingIOError):
             pass
         except (OSError, ssl.SSLError) as error:
-            self._lost(True, f"the FT log cannot be sent: {error}")
+            self._broken = f"the FT log cannot be sent: {error}"
+            self._out.clear()
+            self.queued = 0
+            self._watch_write(False)
+            # Through the reactor: a frame must not be handled in the middle of what was sending.
+            self._reactor.call_later(0, self._hear_out)
             return
         self._watch_write(bool(self._out))
         if not self._out and self.on_drained is not None:
             # Through the reactor and not from here: the callback sends again, which would recurse.
             callback, self.on_drained = self.on_drained, None
             self._reactor.call_later(0, callback)
+
+    def _hear_out(self) -> None:
+        """The peer is gone. What it said before is heard first: it may have relieved this side."""
+        before = -1
+        while not self._closed and self.received_bytes > before:
+            before = self.received_bytes
+            self._receive()
+        self._lost(True, self._broken)
 
     def _watch_write(self, wanted: bool) -> None:
         if wanted != self._want_write and not self._closed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,10 @@ class RamBlock:
     size: int
     kind: str
     memfd_path: str | None = None
+
+
+def _nothing() -> None:
+    pass
 
 
 def _empty() -> np.ndarray:
@@ -231,8 +236,11 @@ class GuestMemory:
         offset = ranges[:, 0] - self._starts[block]
         return np.column_stack((block.astype(np.uint64), offset, ranges[:, 1] - ranges[:, 0]))
 
-    def page_hashes(self, index: int) -> np.ndarray:
-        """One hash per page of block `index`; unpopulated pages count as zeros."""
+    def page_hashes(self, index: int, between: Callable[[], None] = _nothing) -> np.ndarray:
+        """One hash per page of block `index`; unpopulated pages count as zeros.
+
+        `between` is called every few milliseconds of it.
+        """
         block = self.blocks[index]
         hashes = np.zeros(block.size // linux.PAGE, dtype=np.uint64)
         table_ranges = self.populated()
@@ -242,6 +250,7 @@ class GuestMemory:
             self.read(np.array([[start, end]], dtype=np.uint64), memoryview(buffer))
             first = (start - block.hva) // linux.PAGE
             hashes[first : first + (end - start) // linux.PAGE] = hash_pages(buffer)
+            between()
         return hashes
 
 
@@ -300,8 +309,11 @@ class StandbyMemory:
             areas[block][offset : offset + length] = data[position : position + length]
             position += length
 
-    def page_hashes(self, index: int) -> np.ndarray:
-        """One hash per page of block `index`; unpopulated pages count as zeros."""
+    def page_hashes(self, index: int, between: Callable[[], None] = _nothing) -> np.ndarray:
+        """One hash per page of block `index`; unpopulated pages count as zeros.
+
+        `between` is called every few milliseconds of it.
+        """
         block = self.blocks[index]
         hashes = np.zeros(block.size // linux.PAGE, dtype=np.uint64)
         for begin, end in data_extents(self._descriptors[index], block.size):
@@ -309,6 +321,7 @@ class StandbyMemory:
                 stop = min(start + _HASH_CHUNK, end)
                 view = self._areas[index][start:stop]
                 hashes[start // linux.PAGE : stop // linux.PAGE] = hash_pages(view)
+                between()
         return hashes
 
     def fill(self, index: int, start: int, data: memoryview) -> None:

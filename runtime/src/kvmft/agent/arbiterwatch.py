@@ -88,11 +88,13 @@ class ArbiterWatch:
         return None
 
     def _claims(self) -> bool:
-        """Whether any VM of this host depends on what the arbiter had."""
+        """Whether any VM that kvmft looks after here depends on what the arbiter had."""
         try:
             names = os.listdir(self._claims_root)
         except FileNotFoundError:
             return False
+        folders = [os.path.join(self._claims_root, name) for name in names]
         return any(
-            os.path.exists(claims_path(os.path.join(self._claims_root, name))) for name in names
+            os.path.exists(claims_path(folder)) and os.path.exists(os.path.join(folder, "state.json"))
+            for folder in folders
         )

@@ -85,11 +85,14 @@ class Host:
         return Found(describe(live), xml, live, running, pid, found.snapshotNum())
 
     def hardware(self, vm: str) -> frozenset[str]:
-        """The devices of the running VM, as `core.domain.hardware` lists them."""
+        """The devices of the running VM, as `core.domain.hardware` lists them; none when it is off."""
         import libvirt
 
         try:
-            return hardware(self._lookup(vm).XMLDesc(0))
+            found = self._lookup(vm)
+            xml = found.XMLDesc(0)
+            # Asked after: a VM that ended meanwhile shows its definition, which is something else.
+            return hardware(xml) if found.isActive() else frozenset()
         except libvirt.libvirtError as error:
             raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
                              "See `systemctl status libvirtd`.") from error  # fmt: skip

@@ -431,7 +431,18 @@ class Agent:
         )  # fmt: skip
         here = (await asyncio.to_thread(self.host.versions))["qemu"]
         lacking += other_version(args.get("qemu_version", here), here, self.config.host)
+        lacking += await self._arbiter_lacking()
         return {"memory": available_memory(), "lacking": [error.to_dict() for error in lacking]}
+
+    async def _arbiter_lacking(self) -> list[KvmftError]:
+        """A secondary that cannot ask the arbiter protects nothing: it could never take over."""
+        if not self.arbiter_ok:
+            await self.probe_arbiter()
+        if self.arbiter_ok:
+            return []
+        host = self.config.host
+        return [KvmftError("no_arbiter", f"{host} cannot ask the arbiter: {self.arbiter_reason}",
+                           f"See `kvmft doctor` on {host}.")]  # fmt: skip
 
     async def _standby_prepare(self, caller: str, args: dict[str, Any]) -> int:
         vm = _name(args)

@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,9 @@ LISTEN_TIMEOUT = 20.0
 LEAVE_TIMEOUT = 30.0
 """Seconds that turning off waits for the worker, which may have to ask the arbiter."""
 SWITCH_TIMEOUT = 30.0
+BOOTS_BORNE, BOOTS_WITHIN = 2, 300.0
+"""So many starts after a crash within so many seconds, and the VM is left alone for a while: what ends
+QEMU may be the sync itself."""
 HALTED_RETRY = 30.0
 """Seconds until the arbiter is asked again after an answer that a person must look into."""
 TAKEOVER_TIME = 20.0
@@ -82,6 +86,7 @@ class ManagedVm:
         self._base: dict[str, Any] | None = None
         self._base_until = 0.0
         self._off_since: float | None = None
+        self._boots: deque[float] = deque(maxlen=BOOTS_BORNE)
         # A state that was read from disk may be of an agent that died in the middle of things.
         self._regain = state.role == "primary" and not state.may_start
         self._recover = state.role == "secondary"
@@ -167,6 +172,7 @@ class ManagedVm:
             self._agent.host.crashed, state.vm
         )
         if state.may_start and crashed:
+            self._boots.append(time.monotonic())
             await self._boot("its QEMU crashed while it had no secondary")
         elif state.may_start and not (state.running and rebooted):
             if state.running:
@@ -214,6 +220,11 @@ class ManagedVm:
 
     async def _pair(self) -> None:
         state = self.state
+        if len(self._boots) == BOOTS_BORNE and time.monotonic() < self._boots[0] + BOOTS_WITHIN:
+            self._show("need_secondary", f"its QEMU ended {BOOTS_BORNE} times shortly; runs unprotected "
+                       "for some minutes, see /var/log/libvirt/qemu on this host")  # fmt: skip
+            self._later()
+            return
         found = await asyncio.to_thread(self._agent.host.find, state.vm)
         reasons = compliance(found.live, found.snapshots)
         reasons += await asyncio.to_thread(self._agent.host.blockers, state.vm)
@@ -249,8 +260,8 @@ class ManagedVm:
             now = await asyncio.to_thread(self._agent.host.hardware, self.state.vm)
         except KvmftError:
             return  # libvirt does not answer now; that is no change
-        if now == self._hardware or self.worker is None:
-            return
+        if not now or now == self._hardware or self.worker is None:
+            return  # the same, or the VM is off, of which the worker will tell
         changed = "; ".join(sorted(now ^ self._hardware))
         self._hardware = frozenset()
         self._agent.events.add(self.state.vm, "hardware_changed",
@@ -540,6 +551,16 @@ class ManagedVm:
                         await self._became_primary()
                     elif outcome == "solo":
                         await self._boot_replica(reason)
+                    elif outcome == "unsettled":
+                        # It claimed, and its QEMU is gone: its disks may start if the claim won.
+                        await asyncio.to_thread(self._agent.host.destroy, state.vm)
+                        self._recover = True
+                        self._later(0.3)
+                    elif self._outcome is None:
+                        # Killed without a word, perhaps while it claimed or after it had won:
+                        # what it left says what it may do, as after a restart of the agent.
+                        self._recover = True
+                        self._later(0.3)
                     elif outcome == "failed" and self._may_have_won():
                         self._recover = True
                         self._show("failing_over", reason)

@@ -210,9 +210,10 @@ def hardware(live: str) -> frozenset[str]:
 
     Two live XMLs of one running VM differ in this when something was plugged in, pulled out or
     changed in between. What may change without harm is left out (balloon, link state, passwords).
+    Empty for a VM that is off: its devices have no alias.
     """
     root = parse(live)
-    found = {f"vcpus {_vcpus(root)}"}
+    found: set[str] = set()
     for device in root.findall("devices/*"):
         alias = attribute(device, "alias", "name")
         if not alias:
@@ -224,7 +225,7 @@ def hardware(live: str) -> frozenset[str]:
             source = device.find("source")
             line += f" {'' if source is None else source.get('file') or source.get('dev') or ''}"
         found.add(line.rstrip())
-    return frozenset(found)
+    return frozenset({*found, f"vcpus {_vcpus(root)}"}) if found else frozenset()
 
 
 def _vcpus(root: ET.Element) -> str:

@@ -36,6 +36,7 @@ class Outcome(Enum):
     FAILED = "failed"
     SOLO = "solo"
     HANDED_OVER = "handed_over"
+    UNSETTLED = "unsettled"
 
 
 # -- events ---------------------------------------------------------------------------------------

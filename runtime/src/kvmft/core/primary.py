@@ -313,7 +313,8 @@ class PrimaryMachine:
             if self._has_peer:
                 self.phase = Phase.CONNECTING
                 return [Connect()]
-            return self._release(Outcome.SOLO, "holds the right to run alone")
+            outcome, reason = self._after_claim or (Outcome.SOLO, "holds the right to run alone")
+            return self._release(outcome, reason)
         if self.phase is Phase.EPOCHS and self.pairing is Pairing.ASKED:
             self.pairing = Pairing.PAIRED
             return [Report("protected", "the secondary holds a commit and the arbiter knows")]
@@ -363,6 +364,8 @@ class PrimaryMachine:
             return []
         if self.phase is Phase.GAINING:
             self._has_peer = False
+            if outcome is Outcome.DETACHED:
+                self._after_claim = (outcome, reason)
             return [DropPeer()]
         if self.pairing is Pairing.NONE:
             return [DropPeer(), *self._release(outcome, reason)]

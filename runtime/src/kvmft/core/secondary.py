@@ -124,7 +124,7 @@ class SecondaryMachine:
             case StopAsked():
                 return self._stop_asked()
             case VmDied() | Failed():
-                return self._give_up(event.reason)
+                return self._broke(event)
         raise IllegalEvent(f"{type(event).__name__} does not concern a secondary")
 
     def _staged(self, event: Staged) -> list[Effect]:
@@ -235,6 +235,20 @@ class SecondaryMachine:
         if self.phase in (StandbyPhase.FILLING, StandbyPhase.READY, StandbyPhase.WAITING):
             return [DropPeer(), *self._give_up("the agent discards this standby")]
         return []
+
+    def _broke(self, event: VmDied | Failed) -> list[Effect]:
+        """Something of this standby failed. Once its claim may have been sent, that may win, and then
+        nobody else runs the VM: records and disks, which are durable, are kept, and the agent asks on."""
+        if self.phase not in (StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING):
+            return self._give_up(event.reason)
+        if self.phase is StandbyPhase.CLAIMING and isinstance(event, Failed):
+            return []  # the verdict is what counts now
+        self.phase = StandbyPhase.DONE
+        return [
+            DropPeer(),
+            Report("failing_over", event.reason),
+            Finish(Outcome.UNSETTLED, event.reason),
+        ]
 
     def _halt(self, reason: str) -> list[Effect]:
         """A person must look; commit and record are kept for them."""

@@ -9,7 +9,7 @@ from kvmft.core import arbitration, records
 from kvmft.core.arbitration import Claim, Decided, Holdings, Note, Persist, Reply, SendTxn, Verdict
 from kvmft.core.records import Mode, Record
 from kvmft.errors import KvmftError
-from kvmft.sim.world import SimArbiter, Token, World
+from kvmft.sim.world import SimArbiter, World
 
 CLUSTER = "0" * 32
 
@@ -23,7 +23,7 @@ class SimClaims:
     ) -> None:  # fmt: skip
         self._world = world
         self._arbiter = arbiter
-        self._owner: Token = owner
+        self._owner = owner
         self._host = owner.host
         self._peer = peer
         self._on_decided = on_decided
@@ -60,9 +60,9 @@ class SimClaims:
 
     def name_pair(self, epoch: int) -> bytes:
         """Name the pair's record, durably; its bytes."""
-        base = self.holdings.bases[0]
+        (base,) = self.holdings.bases
         self.named = records.paired(base, self._host.name, self._peer, self._nonce(), epoch)
-        self._host.holdings = self.holdings.with_base(self.named)
+        self._persist(self.holdings.with_base(self.named))
         return self.named.to_bytes()
 
     def pair(self) -> None:
@@ -76,7 +76,27 @@ class SimClaims:
         record = records.from_bytes(data, CLUSTER)
         if record.mode is not Mode.PAIRED or record.peer != self._host.name:
             raise KvmftError("offer_wrong", "not ours", "")
-        self._host.holdings = Holdings((record,), ())
+        self._persist(Holdings((record,), ()))
+
+    def remove(self) -> None:
+        """FT was turned off: delete the record if it is still ours."""
+        held = self.holdings
+        if len(held.bases) != 1:
+            return
+
+        def answered(reply: Reply | None) -> None:
+            if reply is not None and reply.succeeded:
+                self._host.holdings, self._arbiter.removed_unseen = Holdings(), False
+
+        self._arbiter.ask(self._host.agent, self._host, held.bases[0].to_bytes(), None, None, answered)
+
+    def _persist(self, holdings: Holdings) -> None:
+        """Store `holdings`; OSError when the disk is full."""
+        trouble = self._host.disk_trouble
+        if trouble and self._world.rng.random() < trouble:
+            self._world.count("persist fails")
+            raise OSError("the claims file cannot be written")
+        self._host.holdings = holdings
 
     def _begin(self, make: Callable[[], Claim]) -> None:
         try:
@@ -87,15 +107,22 @@ class SimClaims:
         self._run(self._claim.start())
 
     def _run(self, effects: list[arbitration.ClaimEffect]) -> None:
-        for effect in effects:
+        for index, effect in enumerate(effects):
             if self._owner.dead:
                 return
             match effect:
                 case Persist(holdings):
-                    self._owner.may_die()  # type: ignore[attr-defined]
-                    if self._owner.dead:
+                    if self._host.steps_to_live:
+                        self._owner.may_die()
+                        if self._owner.dead:
+                            return
+                    try:
+                        self._persist(holdings)
+                    except OSError:
+                        self._world.at(
+                            0.5, self._host, self._owner, self._again, self._claim, effects[index:]
+                        )
                         return
-                    self._host.holdings = holdings
                 case SendTxn():
                     self._world.at(
                         effect.delay_ms / 1000, self._host, self._owner, self._send, self._claim, effect
@@ -109,6 +136,10 @@ class SimClaims:
                     self._world.at(
                         0.0, self._host, self._owner, self._on_decided, won, halted, reason
                     )
+
+    def _again(self, claim: Claim, effects: list[arbitration.ClaimEffect]) -> None:
+        if claim is self._claim:
+            self._run(effects)
 
     def _send(self, claim: Claim, effect: SendTxn) -> None:
         if claim is not self._claim:

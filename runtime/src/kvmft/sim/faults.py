@@ -43,6 +43,11 @@ def kill_agent(cluster: Cluster) -> None:
     _host(cluster).kill_agent()
 
 
+def kill_worker(cluster: Cluster) -> None:
+    """A worker is killed, its agent lives."""
+    _host(cluster).kill_worker()
+
+
 def kill_between(cluster: Cluster) -> None:
     """An agent dies between two steps of its worker, at any of them."""
     host = _host(cluster)
@@ -159,6 +164,13 @@ def _resume(host: Host) -> None:
     host.desired = "enabled"
 
 
+def disable(cluster: Cluster) -> None:
+    """A person turns fault tolerance off, and on again later."""
+    host = _primary(cluster)
+    host.order_disable()
+    cluster.later(1.0 + cluster.world.rng.random(), _resume, host)
+
+
 def shut_down(cluster: Cluster) -> None:
     """The guest powers itself off."""
     _primary(cluster).shut_down_guest()
@@ -169,6 +181,11 @@ def wipe_arbiter(cluster: Cluster) -> None:
     cluster.arbiter.wipe()
 
 
+def roll_back_arbiter(cluster: Cluster) -> None:
+    """An old copy of the arbiter's data is restored."""
+    cluster.arbiter.roll_back()
+
+
 KINDS: dict[str, tuple[Callable[[Cluster], None], int]] = {
     fault.__name__: (fault, weight)
     for fault, weight in (
@@ -177,6 +194,7 @@ KINDS: dict[str, tuple[Callable[[Cluster], None], int]] = {
         (cut_arbiter, 6), (arbiter_down, 5), (arbiter_unreliable, 10), (disk_trouble, 5),
         (false_alarm, 8), (order_failover, 4), (order_switch, 12), (suspend, 3), (shut_down, 2),
         (wipe_arbiter, 1),
+        (kill_worker, 8), (disable, 3),
     )
 }  # fmt: skip
 """Each kind of fault, with its weight in the draw."""

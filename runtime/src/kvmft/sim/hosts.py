@@ -20,6 +20,7 @@ STEP = 0.3
 RETRY = 0.4
 AGENT_RESTART = 0.4
 TAKEOVER_TIME = 3.0
+TAKING_OVER = (StandbyPhase.LOADING, StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING)
 
 
 class Host:
@@ -124,7 +125,7 @@ class Host:
         if self.may_start and self.ran and self.crashed and not rebooted:
             self._boot()
         elif self.may_start and not (self.ran and rebooted):
-            self.ran = False
+            self.ran, self.cluster.powered_off = False, True
             self.shown = "need_secondary"
         elif self.may_start:
             self._boot()
@@ -161,9 +162,7 @@ class Host:
         if self.role == "primary" and self.vm_runs:
             return False
         if isinstance(worker, SecondaryWorker) and not worker.finished:
-            if worker.machine.phase in (
-                StandbyPhase.LOADING, StandbyPhase.CLAIMING, StandbyPhase.ACTIVATING,
-            ):  # fmt: skip
+            if worker.machine.phase in TAKING_OVER:
                 return False
             worker.post(StopAsked())
         if self.role == "secondary" and self.vm_runs:
@@ -179,6 +178,19 @@ class Host:
         self._start(SecondaryWorker(self, self.qemu, self.peer.name, session))
         return True
 
+    def discard(self) -> None:
+        """The peer turned FT off: let the standby go."""
+        worker = self.worker
+        if self.role != "secondary":
+            return
+        if isinstance(worker, SecondaryWorker) and worker.machine.phase in TAKING_OVER:
+            return
+        if worker is not None:
+            worker.dead = True
+            worker.drop()
+            self.worker = None
+        self._go_stale()
+
     def accept(self, primary: PrimaryWorker, session: int | None) -> Connection | None:
         """The primary's worker connects to the standby of `session`."""
         worker = self.worker
@@ -187,6 +199,7 @@ class Host:
             or worker.session != session
             or worker.connection is not None
             or worker.finished
+            or worker.dead
             or not self.cluster.reachable(primary.host, self)
         ):
             return None
@@ -198,8 +211,7 @@ class Host:
     def _recover_secondary(self) -> None:
         self._recover = False
         if self.qemu is None or self.qemu.dead:
-            held = self.holdings
-            if held.written or any(record.mode is Mode.SOLO for record in held.bases):
+            if self._may_have_won:
                 self._start(ClaimWorker(self, self.peer.name))
             else:
                 self._go_stale()
@@ -207,6 +219,12 @@ class Host:
         worker = SecondaryWorker(self, self.qemu, self.peer.name, self.session)
         self.worker = worker
         worker.resume()
+
+    @property
+    def _may_have_won(self) -> bool:
+        """True when this side was claiming, or had won: its disks were durable before it asked."""
+        held = self.holdings
+        return bool(held.written) or any(record.mode is Mode.SOLO for record in held.bases)
 
     def _go_stale(self) -> None:
         self.role = "stale"
@@ -220,8 +238,8 @@ class Host:
 
     # -- conclusions --------------------------------------------------------------------------------
 
-    def worker_ended(self, worker: Worker, outcome: Outcome) -> None:
-        """Draw the conclusion from how a worker ended."""
+    def worker_ended(self, worker: Worker, outcome: Outcome | None) -> None:
+        """Draw the conclusion from how a worker ended (None: it was killed)."""
         if self.worker is not worker:
             return
         worker.dead = True
@@ -230,10 +248,16 @@ class Host:
             if worker.role == "claim" and outcome is Outcome.SOLO:
                 self.role, self.may_start = "primary", True
                 self._boot()
+            elif outcome in (None, Outcome.UNSETTLED):
+                if outcome is Outcome.UNSETTLED:
+                    self._destroy()
+                self._recover, self._not_before = True, self.world.now + 0.3
             elif outcome is Outcome.ACTIVATED:
                 self.role, self.may_start, self.ran = "primary", True, True
                 self.seen_boot, self._regain, self.desired = self.boot, False, "enabled"
                 self._not_before = self.world.now + 0.3
+            elif outcome is Outcome.FAILED and self._may_have_won:
+                self._recover, self._not_before = True, self.world.now + RETRY
             else:
                 self._go_stale()
             return
@@ -250,6 +274,8 @@ class Host:
                 self._boot()
             elif self.qemu is None or self.qemu.dead:
                 self.cluster.powered_off = outcome is Outcome.DETACHED
+            if self.desired == "disabled" and self.cluster.reachable(self, self.peer):
+                self.peer.discard()
         else:
             self._regain = not self.may_start
             if worker.role == "claim":
@@ -268,6 +294,17 @@ class Host:
             self.qemu.captured = []
         boot = self.boot
         self.world.at(AGENT_RESTART, self, None, self._agent_starts, boot)
+
+    def kill_worker(self) -> None:
+        """kill -9 of the worker alone; the agent sees it end without a word."""
+        worker = self.worker
+        if worker is None or not self.alive or self.agent.dead:
+            return
+        self._kill_worker(worker)
+        self.worker = worker
+        if self.qemu is not None:
+            self.qemu.captured = []
+        self.world.at(0.01, self, self.agent, self.worker_ended, worker, None)
 
     def _kill_worker(self, worker: Worker | None) -> None:
         if worker is not None:
@@ -371,6 +408,12 @@ class Host:
             self.desired = "suspended"
             self.worker.post(StopAsked(suspend=True))
 
+    def order_disable(self) -> None:
+        """A person turns fault tolerance off."""
+        if isinstance(self.worker, PrimaryWorker):
+            self.desired = "disabled"
+            self.worker.post(StopAsked())
+
 
 class Cluster:
     """The whole: two hosts, their network, the arbiter, one VM."""
@@ -442,6 +485,7 @@ class Cluster:
             one is not None
             and other is not None
             and one.machine.protected
+            and one.qemu.running
             and other.machine.phase is StandbyPhase.READY
             and one.connection is not None
             and one.connection is other.connection

@@ -30,6 +30,14 @@ def run(seed: int, trace: bool = False) -> Result:
     """Run the schedule of `seed`."""
     log: list[str] | None = [] if trace else None
     world = World(seed, log)
+    try:
+        _play(world)
+    except Exception as error:  # whatever breaks is a finding, and the seed replays it
+        world.forbid("crash", f"{type(error).__name__}: {error}")
+    return Result(seed, world.violations, world.counts, log or [])
+
+
+def _play(world: World) -> None:
     cluster = Cluster(world)
     rng = world.rng
     if rng.random() < 0.8:
@@ -50,7 +58,6 @@ def run(seed: int, trace: bool = False) -> Result:
         if not world.violations and not cluster.protected and not _may_end(cluster):
             shown = {host.name: (host.role, host.shown) for host in cluster.hosts}
             world.forbid("liveness", f"not protected again: {shown}")
-    return Result(seed, world.violations, world.counts, log or [])
 
 
 def _strike(cluster: Cluster, name: str) -> None:
@@ -59,5 +66,6 @@ def _strike(cluster: Cluster, name: str) -> None:
 
 
 def _may_end(cluster: Cluster) -> bool:
-    """True where the failure table has a person act next: the guest is off, the arbiter lost data."""
-    return cluster.powered_off or cluster.arbiter.tampered
+    """True where a person acts next: the guest is off, the arbiter lost data, or the record was
+    removed when FT was turned off and the answer to that was lost."""
+    return cluster.powered_off or cluster.arbiter.tampered or cluster.arbiter.removed_unseen

@@ -7,15 +7,17 @@ bytes, system calls and QEMU are abstracted to points of the VM's history.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kvmft.core import events as ev
-from kvmft.core.primary import PrimaryMachine, Tuning
+from kvmft.core.arbitration import Holdings
+from kvmft.core.primary import Phase, PrimaryMachine, Tuning
 from kvmft.core.secondary import Patience, SecondaryMachine, StandbyPhase
 from kvmft.errors import KvmftError
 from kvmft.sim.claims import SimClaims
 from kvmft.sim.history import Point
-from kvmft.sim.world import Connection, Token
+from kvmft.sim.world import DETECTION, FIRST_SYNC_PATIENCE, Connection, Token
 
 if TYPE_CHECKING:
     from kvmft.sim.hosts import Host
@@ -28,8 +30,8 @@ class Qemu(Token):
     """A QEMU process: a VM that runs or is stopped, or a standby that waits."""
 
     __slots__ = (
-        "captured", "disk_log", "frozen_until", "hold", "host", "instance", "kept", "loaded",
-        "memory", "mirror", "running", "tick",
+        "captured", "epochs_mark", "frozen_until", "hold", "host", "instance", "loaded", "memory",
+        "running", "tick",
     )  # fmt: skip
 
     def __init__(self, host: Host, instance: int = -1, tick: int = 0) -> None:
@@ -39,6 +41,7 @@ class Qemu(Token):
         self.tick = tick
         self.running = False
         self.hold = False  # output goes through the worker's hands
+        self.epochs_mark = False
         self.captured: list[Point] = []
         self.memory: Point | None = None  # of a standby: what was applied
         self.loaded: Point | None = None
@@ -69,6 +72,8 @@ class Worker(Token):
         self.finished = False
         self._queue: deque[ev.Event] = deque()
         self._busy = False
+        self._wake = 0
+        self._do: dict[type, Callable[[Any], None]] = {}
 
     def may_die(self) -> None:
         """A place at which a kill may strike."""
@@ -96,10 +101,14 @@ class Worker(Token):
                     self.world.count("illegal event")
                     continue
                 for effect in effects:
-                    self.may_die()
-                    if self.dead:
-                        return
-                    self.carry_out(effect)
+                    if self.host.steps_to_live:
+                        self.may_die()
+                        if self.dead:
+                            return
+                    try:
+                        self._do[type(effect)](effect)
+                    except OSError as error:
+                        self.step_failed(str(error))
         finally:
             self._busy = False
 
@@ -107,9 +116,25 @@ class Worker(Token):
         """Post `event` in `delay` seconds."""
         self.world.at(delay, self.host, self, self.post, event)
 
-    def carry_out(self, effect: ev.Effect) -> None:
-        """Do what the machine wants."""
-        raise NotImplementedError
+    def step_failed(self, reason: str) -> None:
+        """A step on this side failed."""
+        self.post(ev.Failed(reason))
+
+    def wake_at(self, effect: ev.WakeAt) -> None:
+        """A tick at the due time; the one asked for before does not come."""
+        self._wake += 1
+        delay = max(0.0, effect.due - self.world.now)
+        self.world.at(delay, self.host, self, self._tick, self._wake)
+
+    def _tick(self, number: int) -> None:
+        if number == self._wake:
+            self.post(ev.Tick())
+
+    def report(self, effect: ev.Report) -> None:
+        """Tell people."""
+        self.host.shown = effect.state
+        if self.world.log is not None:
+            self.world.note(self.host.name, f"{effect.state}: {effect.reason[:70]}")
 
     def lost(self, closed: bool, reason: str) -> None:
         """The connection was closed or is silent."""
@@ -151,10 +176,42 @@ class PrimaryWorker(Worker):
         self.session = session
         self.claims = SimClaims(self.world, host.arbiter, self, peer, self.decided)
         self.held: dict[int, list[Point]] = {}
+        self._do = {
+            ev.StartClaim: self._start_claim,
+            ev.Connect: self._connect,
+            ev.StartBulk: self._start_bulk,
+            ev.TakeRound: lambda effect: self.later(0.01, ev.RoundDone(0)),
+            ev.InstallHold: lambda effect: self.world.at(0.01, self.host, self, self._hold),
+            ev.TakeCheckpoint: self._take,
+            ev.ReleaseOutput: self._release,
+            ev.NameOffer: lambda effect: self.send("OFFER", self.claims.name_pair(effect.epoch)),
+            ev.ReleaseAll: self._begin_release_all,
+            ev.PauseVm: self._pause,
+            ev.ResumeVm: self._resume,
+            ev.KillVm: self._kill,
+            ev.HandOver: self._hand_over,
+            ev.KeepMemory: self._keep_memory,
+            ev.Farewell: lambda effect: self.send("BYE", (effect.reason, effect.claim)),
+            ev.DropPeer: lambda effect: self.drop(),
+            ev.WakeAt: self.wake_at,
+            ev.Report: self.report,
+            ev.Finish: self.finish,
+        }
+
+    def finish(self, effect: ev.Finish) -> None:
+        """The worker is done; where FT was turned off, the record goes too."""
+        if effect.outcome is ev.Outcome.DETACHED and self.host.desired == "disabled":
+            self.claims.remove()
+        super().finish(effect)
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence that are borne: more until there is a pair."""
+        return DETECTION if self.machine.phase is Phase.EPOCHS else FIRST_SYNC_PATIENCE
 
     def start(self) -> None:
         """Attach, and hand the first event to the machine."""
-        if not self.qemu.running:
+        if not self.qemu.running and self.qemu.epochs_mark:
             self.qemu.running = True  # the worker before was killed inside a checkpoint
         self.post(ev.Started(create=True, has_peer=self.session is not None))
 
@@ -177,70 +234,53 @@ class PrimaryWorker(Worker):
         self.qemu.captured.append(point)
         self.later(0.0, ev.OutputPending())
 
-    def carry_out(self, effect: ev.Effect) -> None:
-        """Do what the machine wants."""
-        qemu, world = self.qemu, self.world
-        match effect:
-            case ev.StartClaim(purpose):
-                world.note(self.host.name, f"claims: {purpose.value}")
-                claims = self.claims
-                {ev.Purpose.CREATE: claims.create, ev.Purpose.PAIR: claims.pair}.get(
-                    purpose, claims.solo
-                )()
-            case ev.Connect():
-                qemu.hold = False  # redirectors of a worker before are taken out
-                self.connection = self.host.peer.accept(self, self.session)
-                if self.connection is None:
-                    self.later(0.1, ev.Failed("the standby does not answer"))
-                else:
-                    self.send("HELLO")
-            case ev.StartBulk():
-                self.send("BULK")
-                self.later(0.05 + 0.1 * world.rng.random(), ev.BulkDone())
-            case ev.TakeRound():
-                self.later(0.01, ev.RoundDone(0))
-            case ev.InstallHold():
-                world.at(0.01, self.host, self, self._hold)
-            case ev.TakeCheckpoint(epoch, last):
-                delay = max(0.0, qemu.frozen_until - world.now)
-                world.at(delay + 0.003, self.host, self, self._capture, epoch, last)
-            case ev.ReleaseOutput(epoch):
-                self._release(epoch)
-            case ev.NameOffer(epoch):
-                self.send("OFFER", self.claims.name_pair(epoch))
-            case ev.ReleaseAll():
-                world.at(0.005, self.host, self, self._release_all)
-            case ev.PauseVm():
-                qemu.running = False
-                world.count("paused at the bound")
-            case ev.ResumeVm():
-                qemu.running = True
-            case ev.KillVm():
-                world.note(self.host.name, "fenced")
-                world.count("fenced")
-                qemu.dead, qemu.running = True, False
-            case ev.HandOver():
-                self.send("HANDOVER")
-            case ev.KeepMemory():
-                qemu.dead, qemu.running = True, False
-                world.count("switchover")
-            case ev.Farewell(reason, claim):
-                self.send("BYE", (reason, claim))
-            case ev.DropPeer():
-                self.drop()
-            case ev.WakeAt(due):
-                self.later(max(0.0, due - world.now), ev.Tick())
-            case ev.Report(state, reason):
-                self.host.shown = state
-                world.note(self.host.name, f"{state}: {reason[:70]}")
-            case ev.Finish():
-                self.finish(effect)
-            case _:
-                raise AssertionError(effect)
+    def _start_claim(self, effect: ev.StartClaim) -> None:
+        self.world.note(self.host.name, f"claims: {effect.purpose.value}")
+        if effect.purpose is ev.Purpose.CREATE:
+            self.claims.create()
+        elif effect.purpose is ev.Purpose.PAIR:
+            self.claims.pair()
+        else:
+            self.claims.solo()
+
+    def _connect(self, _effect: ev.Connect) -> None:
+        self.qemu.hold = False  # redirectors of a worker before are taken out
+        self.connection = self.host.peer.accept(self, self.session)
+        if self.connection is None:
+            self.later(0.1, ev.Failed("the standby does not answer"))
+        else:
+            self.send("HELLO")
+
+    def _start_bulk(self, _effect: ev.StartBulk) -> None:
+        self.send("BULK")
+        self.later(0.05 + 0.1 * self.world.rng.random(), ev.BulkDone())
+
+    def _take(self, effect: ev.TakeCheckpoint) -> None:
+        delay = max(0.0, self.qemu.frozen_until - self.world.now)
+        self.world.at(
+            delay + 0.003, self.host, self, self._capture, effect.epoch, effect.last
+        )
+
+    def _pause(self, _effect: ev.PauseVm) -> None:
+        self.qemu.running = False
+        self.world.note(self.host.name, "the VM is paused")
+        self.world.count("paused at the bound")
+
+    def _resume(self, _effect: ev.ResumeVm) -> None:
+        self.qemu.running = not self.qemu.dead
+
+    def _kill(self, _effect: ev.KillVm) -> None:
+        self.world.note(self.host.name, "fenced")
+        self.world.count("fenced")
+        self.qemu.dead, self.qemu.running = True, False
+
+    def _keep_memory(self, _effect: ev.KeepMemory) -> None:
+        self.qemu.dead, self.qemu.running = True, False
+        self.world.count("switchover")
 
     def _hold(self) -> None:
         if not self.qemu.dead:
-            self.qemu.hold = True
+            self.qemu.hold = self.qemu.epochs_mark = True
             self.post(ev.HoldInstalled())
 
     def _capture(self, epoch: int, last: bool) -> None:
@@ -253,27 +293,39 @@ class PrimaryWorker(Worker):
         self.send("CHECKPOINT", (epoch, qemu.point))
         self.post(ev.Captured(epoch, 0.003))
 
-    def _release(self, epoch: int) -> None:
-        for number in sorted(number for number in self.held if number <= epoch):
+    def _release(self, effect: ev.ReleaseOutput) -> None:
+        for number in sorted(number for number in self.held if number <= effect.epoch):
             for point in self.held.pop(number):
                 if not self.host.cluster.was_committed(self.session, number):
                     self.world.forbid("I2", f"output of epoch {number} left before its commit")
                 self.host.history.show(point)
 
+    def _hand_over(self, _effect: ev.HandOver) -> None:
+        if self.qemu.running:
+            self.world.forbid("I3", "a VM that still runs is handed over")
+        self.send("HANDOVER")
+
+    def _begin_release_all(self, _effect: ev.ReleaseAll) -> None:
+        self._check_right()
+        self.world.at(0.005, self.host, self, self._release_all)
+
+    def _check_right(self) -> None:
+        host, top = self.host, self.host.arbiter.top
+        if top is not None and top.holder != host.name and not host.arbiter.tampered:
+            self.world.forbid("I1", f"{host.name} opens its output, but {top.holder} has {top.gen}")
+
     def _release_all(self) -> None:
         qemu, host = self.qemu, self.host
         if qemu.dead:
             return
-        top = host.arbiter.top
-        if top is not None and top.holder != host.name and not host.arbiter.tampered:
-            self.world.forbid("I1", f"{host.name} opens its output, but {top.holder} has {top.gen}")
+        self._check_right()
         for epoch in sorted(self.held):
             for point in self.held[epoch]:
                 host.history.show(point)
         self.held.clear()
         for point in qemu.captured:
             host.history.show(point)
-        qemu.captured, qemu.hold = [], False
+        qemu.captured, qemu.hold, qemu.epochs_mark = [], False, False
         self.post(ev.Released())
 
 
@@ -289,6 +341,27 @@ class SecondaryWorker(Worker):
         self.claims = SimClaims(self.world, host.arbiter, self, peer, self.decided)
         self.staged: tuple[int, Point] | None = None
         self.filled = False
+        self._do = {
+            ev.Commit: self._commit,
+            ev.SendAck: self._send_ack,
+            ev.Apply: self._apply,
+            ev.PersistOffer: self._persist_offer,
+            ev.SendOfferAck: self._send_offer_ack,
+            ev.StartClaim: self._start_claim,
+            ev.Load: self._begin_load,
+            ev.Run: self._run,
+            ev.SendRelief: lambda effect: self.send("RELIEVED"),
+            ev.Discard: self._discard,
+            ev.DropPeer: lambda effect: self.drop(),
+            ev.WakeAt: self.wake_at,
+            ev.Report: self.report,
+            ev.Finish: self.finish,
+        }
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence that are borne: more until there is a pair."""
+        return DETECTION if self.machine.phase is StandbyPhase.READY else FIRST_SYNC_PATIENCE
 
     def start(self) -> None:
         """Wait for the primary with an empty replica."""
@@ -325,10 +398,14 @@ class SecondaryWorker(Worker):
                 self.host.disk_synced = False
                 self.filled = True
             case "CHECKPOINT":
-                self.staged = value
-                if self.world.rng.random() < self.host.disk_trouble:
-                    self._fail("the journal is full")
+                trouble = self.host.disk_trouble
+                if trouble and self.world.rng.random() < trouble:
+                    self.world.count("journal full")
+                    self.send("REFUSAL", "the journal is full")
+                    self.drop()
+                    self.lost(False, "the journal is full")
                     return
+                self.staged = value
                 self.post(ev.Staged(value[0]))
             case "OFFER":
                 self.post(ev.Offered(value))
@@ -346,65 +423,52 @@ class SecondaryWorker(Worker):
         if not self._busy:
             self.post(self._queue.pop())
 
-    def carry_out(self, effect: ev.Effect) -> None:
-        """Do what the machine wants."""
-        host, world = self.host, self.world
-        match effect:
-            case ev.Commit(epoch):
-                assert self.staged is not None
-                host.journal = self.staged
-                host.cluster.commits.add((self.session, epoch))
-                self.post(ev.Committed(epoch))
-            case ev.SendAck(epoch):
-                if host.journal is None or host.journal[0] < epoch:
-                    world.forbid("I4", f"epoch {epoch} is acknowledged, but not committed")
-                self.send("ACK", epoch)
-            case ev.Apply(epoch):
-                host.disk = self.qemu.memory = None
-                host.disk_synced = False
-                world.at(0.002, host, self, self._applied, epoch)
-            case ev.PersistOffer(record):
-                if world.rng.random() < host.disk_trouble:
-                    self._fail("the record cannot be stored")
-                    return
-                try:
-                    self.claims.accept_offer(record)
-                except KvmftError as error:
-                    self._fail(str(error))
-                    return
-                self.may_die()
-                if self.dead:
-                    return
-                host.mark = self.session
-                self.post(ev.OfferPersisted())
-            case ev.SendOfferAck():
-                if host.mark != self.session or not host.holdings.bases:
-                    world.forbid("I4", "an offer is acknowledged that is not durable")
-                self.send("OFFER_ACK")
-            case ev.StartClaim():
-                world.note(host.name, "claims: solo")
-                self.claims.solo()
-            case ev.Load(epoch):
-                world.at(0.01, host, self, self._load, epoch)
-            case ev.Run():
-                self._run()
-            case ev.SendRelief():
-                self.send("RELIEVED")
-            case ev.Discard():
-                host.journal = None
-                host.holdings = type(host.holdings)()
-                host.mark = None
-            case ev.DropPeer():
-                self.drop()
-            case ev.WakeAt(due):
-                self.later(max(0.0, due - world.now), ev.Tick())
-            case ev.Report(state, reason):
-                host.shown = state
-                world.note(host.name, f"{state}: {reason[:70]}")
-            case ev.Finish():
-                self.finish(effect)
-            case _:
-                raise AssertionError(effect)
+    def step_failed(self, reason: str) -> None:
+        """A step on this side failed: the primary is told."""
+        self._fail(reason)
+
+    def _commit(self, effect: ev.Commit) -> None:
+        assert self.staged is not None
+        self.host.journal = self.staged
+        self.host.cluster.commits.add((self.session, effect.epoch))
+        self.post(ev.Committed(effect.epoch))
+
+    def _send_ack(self, effect: ev.SendAck) -> None:
+        journal = self.host.journal
+        if journal is None or journal[0] < effect.epoch:
+            self.world.forbid("I4", f"epoch {effect.epoch} is acknowledged, but not committed")
+        self.send("ACK", effect.epoch)
+
+    def _apply(self, effect: ev.Apply) -> None:
+        self.host.disk = self.qemu.memory = None
+        self.host.disk_synced = False
+        self.world.at(0.002, self.host, self, self._applied, effect.epoch)
+
+    def _persist_offer(self, effect: ev.PersistOffer) -> None:
+        try:
+            self.claims.accept_offer(effect.record)
+        except KvmftError as error:
+            self._fail(str(error))
+            return
+        if self.host.steps_to_live:
+            self.may_die()
+            if self.dead:
+                return
+        self.host.mark = self.session
+        self.post(ev.OfferPersisted())
+
+    def _send_offer_ack(self, _effect: ev.SendOfferAck) -> None:
+        if self.host.mark != self.session or not self.host.holdings.bases:
+            self.world.forbid("I4", "an offer is acknowledged that is not durable")
+        self.send("OFFER_ACK")
+
+    def _start_claim(self, _effect: ev.StartClaim) -> None:
+        self.world.note(self.host.name, "claims: solo")
+        self.claims.solo()
+
+    def _discard(self, _effect: ev.Discard) -> None:
+        host = self.host
+        host.journal, host.mark, host.holdings = None, None, Holdings()
 
     def _applied(self, epoch: int) -> None:
         host = self.host
@@ -414,6 +478,17 @@ class SecondaryWorker(Worker):
         host.disk = self.qemu.memory = host.journal[1]
         self.post(ev.Applied(epoch))
 
+    def _begin_load(self, effect: ev.Load) -> None:
+        self._check_whole(effect.epoch)
+        self.world.at(0.01, self.host, self, self._load, effect.epoch)
+
+    def _check_whole(self, epoch: int) -> None:
+        journal, memory, disk = self.host.journal, self.qemu.memory, self.host.disk
+        if journal is None or journal[0] != epoch or not journal[1] == memory == disk:
+            self.world.forbid(
+                "I3", f"loads epoch {epoch} of {journal} over memory {memory} and disk {disk}"
+            )
+
     def _load(self, epoch: int) -> None:
         host, qemu = self.host, self.qemu
         if qemu.dead or host.journal is None:
@@ -422,16 +497,12 @@ class SecondaryWorker(Worker):
             qemu.dead = True
             self._fail("QEMU refused the device state")
             return
-        device = host.journal[1]
-        if not device == qemu.memory == host.disk or host.journal[0] != epoch:
-            self.world.forbid(
-                "I3", f"loads device state {device} over memory {qemu.memory} and disk {host.disk}"
-            )
-        qemu.loaded = device
+        self._check_whole(epoch)
+        qemu.loaded = host.journal[1]
         host.disk_synced = True
         self.post(ev.Loaded())
 
-    def _run(self) -> None:
+    def _run(self, _effect: ev.Run) -> None:
         host, qemu = self.host, self.qemu
         if qemu.dead:
             return
@@ -461,12 +532,10 @@ class ClaimWorker(Worker):
 
     def start(self) -> None:
         """Ask."""
-        self.claims.solo()
+        self.claims.create()
 
     def decided(self, won: bool, halted: bool, reason: str) -> None:
         """The verdict is the outcome."""
         outcome = ev.Outcome.SOLO if won else ev.Outcome.FAILED if halted else ev.Outcome.FENCED
         self.world.note(self.host.name, f"may it start: {outcome.value} ({reason[:50]})")
         self.finish(ev.Finish(outcome, reason))
-
-

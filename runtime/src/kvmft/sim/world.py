@@ -13,10 +13,14 @@ from heapq import heappop, heappush
 from typing import Any
 
 from kvmft.core.arbitration import Reply
+from kvmft.core.detector import SilenceDetector
 from kvmft.core.records import Record
 
 LATENCY = 0.002
 DETECTION = 0.3
+FIRST_SYNC_PATIENCE = 1.5
+ENDLESS = 100_000
+"""So many events no schedule has; an ordinary one has some hundreds."""
 
 
 class Token:
@@ -46,6 +50,8 @@ class World:
     ) -> None:
         """Have `act(*args)` happen in `delay` seconds on `host` (None: nowhere) for `token`."""
         self._order += 1
+        if self._order == ENDLESS:
+            self.forbid("liveness", "events without end")
         heappush(self._heap, (self.now + delay, self._order, host, token, act, args))
 
     def run(self, until: float, done: Callable[[], bool] | None = None) -> None:
@@ -165,25 +171,35 @@ class Connection:
             self.wire.connections.remove(self)
 
     def doubt(self, side: int) -> None:
-        """Something may have silenced the peer of `side`: its detector will look."""
-        if self.open[side] and not self.ends[side].dead:
-            delay = DETECTION * (1.0 + 0.3 * self.world.rng.random())
-            end = self.ends[side]
-            self.world.at(delay, end.host, end, self._suspect, side)
+        """Something may have silenced the peer of `side`: its detector looks, until it hears.
 
-    def _suspect(self, side: int) -> None:
+        As long as nothing is wrong, heartbeats arrive and nothing is decided: no event needed.
+        """
+        end = self.ends[side]
+        if self.open[side] and not end.dead:
+            now = self.world.now
+            detector = SilenceDetector(end.patience, now)
+            delay = DETECTION / 4 * (0.2 + self.world.rng.random())
+            self.world.at(delay, end.host, end, self._look, side, detector)
+
+    def _look(self, side: int, detector: SilenceDetector) -> None:
         if not self.open[side]:
             return
-        peer = self.ends[1 - side]
+        world, end, peer = self.world, self.ends[side], self.ends[1 - side]
         silent = (
             self.wire.cut[1 - side]
             or not peer.host.alive
-            or peer.host.frozen_until > self.world.now
+            or peer.host.frozen_until > world.now
             or not self.open[1 - side]
         )
-        if silent:
-            self.world.count("silence")
-            self.ends[side].lost(False, "no sign of life")
+        if not silent:
+            return
+        detector.timeout = min(detector.timeout, end.patience)
+        if detector.suspects(world.now):
+            world.count("silence")
+            end.lost(False, "no sign of life")
+            return
+        world.at(DETECTION / 4, end.host, end, self._look, side, detector)
 
 
 class SimArbiter:
@@ -197,9 +213,10 @@ class SimArbiter:
         self.down = False
         self.unreliable = 0.0
         self.tampered = False
+        self.removed_unseen = False
 
     def ask(
-        self, token: Token, host: Any, base: bytes | None, new: bytes, record: Record,
+        self, token: Token, host: Any, base: bytes | None, new: bytes | None, record: Record | None,
         answer: Callable[[Reply | None], None],
     ) -> None:  # fmt: skip
         """One transaction of `token` on `host`; `answer(None)` when no clear answer came."""
@@ -227,24 +244,30 @@ class SimArbiter:
             late = delay + 2 * rng.random()
             world.at(late, None, None, self._apply, base, new, record, None)
 
-        def reply(value: Reply) -> None:
-            world.at(LATENCY, host, token, answer, value)
+        def reply(value: Reply | None) -> None:
+            world.at(LATENCY if value else 0.4, host, token, answer, value)
 
         world.at(delay, None, None, self._apply, base, new, record, reply)
 
     def _apply(
-        self, base: bytes | None, new: bytes, record: Record,
-        reply: Callable[[Reply], None] | None,
+        self, base: bytes | None, new: bytes | None, record: Record | None,
+        reply: Callable[[Reply | None], None] | None,
     ) -> None:  # fmt: skip
         if self.down:
+            if reply is not None:
+                reply(None)
             return
         swapped = self.value == base
         if swapped:
             self.past.append(self.value)
             self.value = new
-            if self.top is None or record.gen > self.top.gen:
-                self.top = record
-            self.world.note("arbiter", f"{record.mode.value} {record.holder} gen {record.gen}")
+            if record is None:
+                self.top, self.removed_unseen = None, True
+                self.world.note("arbiter", "the record is removed")
+            else:
+                if self.top is None or record.gen > self.top.gen:
+                    self.top = record
+                self.world.note("arbiter", f"{record.mode.value} {record.holder} gen {record.gen}")
         if reply is not None:
             reply(Reply(True, None) if swapped else Reply(False, self.value))
 

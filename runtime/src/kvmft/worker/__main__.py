@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import traceback
+from typing import Any
 
 from kvmft.adapters.reactor import Reactor
 from kvmft.errors import KvmftError
@@ -45,14 +46,25 @@ def main() -> int:
     def gone() -> None:
         reactor.stop()
 
+    attached = False
+    early: list[dict[str, Any]] = []
+    """Commands that came before the worker had attached to QEMU."""
+
+    def command(line: dict[str, Any]) -> None:
+        if attached and worker is not None:
+            worker.command(line)
+        else:
+            early.append(line)
+
     line = _first_line(sock)
-    link = AgentLink(
-        reactor, sock, lambda command: worker.command(command) if worker else None, gone
-    )
+    link = AgentLink(reactor, sock, command, gone)
     try:
         config: WorkerConfig = parse(line)
         worker = WORKERS[config.role](reactor, config, link)
         worker.start()
+        attached = True
+        for each in early:
+            worker.command(each)
         # The collector's pauses would fall into the VM's; the hot path makes no cycles.
         gc.collect()
         gc.freeze()

@@ -34,7 +34,8 @@ class ClaimWorker:
         """Ask."""
         self._link.event("claim", "asks the arbiter whether the VM may start here", purpose="start",
                          generation=self._arbiter.generation)  # fmt: skip
-        self._arbiter.solo()
+        # Where no record was ever written (turning on was cut short), there must be none: as then.
+        self._arbiter.create()
 
     def command(self, line: dict[str, Any]) -> None:
         """A line from the agent: anything ends the asking. What was asked stays written down."""

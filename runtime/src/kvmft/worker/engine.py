@@ -72,6 +72,8 @@ class Engine:
         self._on_failed = on_failed
         self._buffer = PageBuffer()
         self.stay_stopped = False
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called again and again while an audit hashes memory."""
 
     def take(
         self,
@@ -105,7 +107,7 @@ class Engine:
             self._memory.read(ranges, pages)
             with open(self._state_path, "rb", buffering=0) as file:
                 state = file.read()
-            digests = self._memory.page_hashes(0).tobytes() if audit else None
+            digests = self._memory.page_hashes(0, self.on_progress).tobytes() if audit else None
             stay = last or self.stay_stopped
             if not stay:
                 self._monitor.batch([command("cont")], lambda replies: running(replies, digests))

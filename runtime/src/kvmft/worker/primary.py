@@ -7,6 +7,7 @@ import pwd
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class PrimaryWorker:
         self.held: dict[int, list[tuple[RedirectorPort, Segment]]] = {}
         self.state = ("starting", "attaching")
         self.sync_percent: float | None = 0.0
+        self._life_due = 0.0
         self.known: Known | None = None
         self.filters: list[ResyncFilter] = []
         self.synced_memory = 0
@@ -337,9 +339,15 @@ class PrimaryWorker:
             self._peer_lost(ev.Loss.SILENCE, f"no sign of life for {silence * 1000:.0f} ms",
                             detection_ms=round(silence * 1000, 1))  # fmt: skip
             return
-        if self.stream.queued == 0:
-            self._send(encode(FrameType.HEARTBEAT, self.machine.taken))
+        self._show_life()
         self.reactor.call_later(self.config.detection / 4, self._heartbeat)
+
+    def _show_life(self) -> None:
+        """A heartbeat, if the last one is not of just now; also from within long work."""
+        now = self.reactor.now()
+        if self.stream is not None and self.stream.queued == 0 and now >= self._life_due:
+            self._life_due = now + self.config.detection / 8
+            self._send(encode(FrameType.HEARTBEAT, self.machine.taken))
 
     def _send(self, *parts: bytes | bytearray | memoryview) -> None:
         if self.stream is not None:
@@ -374,6 +382,7 @@ class PrimaryWorker:
             os.path.join(self.directory, "device-state"),
             self._failed,
         )
+        self.engine.on_progress = self._show_life
 
     def _start_bulk(self, _effect: ev.StartBulk) -> None:
         assert self.monitor is not None and self.memory is not None and self.known is not None
@@ -683,7 +692,19 @@ class PrimaryWorker:
         self._vm_died = True
         self._unwatch_qemu()
         self.reactor.step(0)  # QEMU's last event may still wait in the monitor's socket
-        powered_off = self._shutdown == "guest" or self._ended_on_purpose()
+        if self._shutdown == "guest":
+            self._tell_death(True)
+        elif self.config.own_monitor and self._shutdown is None:
+            self._tell_death(False)
+        else:
+            # libvirt may take its time, and heartbeats must go on: silence would be a takeover.
+            def ask() -> None:
+                answer = self._ended_on_purpose()
+                self.reactor.call_soon_threadsafe(lambda: self._tell_death(answer))
+
+            threading.Thread(target=ask, name="libvirt", daemon=True).start()
+
+    def _tell_death(self, powered_off: bool) -> None:
         reason = "the VM was powered off" if powered_off else "QEMU died on the primary"
         self.link.event("vm_died", reason)
         self.post(ev.VmDied(reason, powered_off))
@@ -694,8 +715,6 @@ class PrimaryWorker:
 
         Without a monitor of ours QEMU's events do not reach us, so libvirt is asked in any case.
         """
-        if self.config.own_monitor and self._shutdown is None:
-            return False
         import libvirt
 
         wanted = {libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED}

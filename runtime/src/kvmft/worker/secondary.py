@@ -87,6 +87,7 @@ class SecondaryWorker:
         self.state = ("starting", "waits for the primary")
         self.last_commit = 0.0
         self.lost_at = 0.0
+        self._life_due = 0.0
         self._loading = 0.0
         self._synced_at = 0.0
         self._unsynced = False
@@ -411,9 +412,15 @@ class SecondaryWorker:
                             detection_ms=round(silence * 1000, 1))  # fmt: skip
             self.post(ev.PeerLost(ev.Loss.SILENCE, reason))
             return
-        if self.stream.queued == 0:
-            self._send(encode(FrameType.HEARTBEAT, self.machine.committed))
+        self._show_life()
         self.reactor.call_later(self.config.detection / 4, self._heartbeat)
+
+    def _show_life(self) -> None:
+        """A heartbeat, if the last one is not of just now; also from within long work."""
+        now = self.reactor.now()
+        if self.stream is not None and self.stream.queued == 0 and now >= self._life_due:
+            self._life_due = now + self.config.detection / 8
+            self._send(encode(FrameType.HEARTBEAT, self.machine.committed))
 
     def _send(self, data: bytes) -> None:
         if self.stream is not None:
@@ -475,7 +482,7 @@ class SecondaryWorker:
         if frame.epoch != self.machine.applied:
             raise WireError(f"AUDIT of epoch {frame.epoch} at commit {self.machine.applied}.")
         theirs = np.frombuffer(frame.body, dtype="<u8")
-        ours = self.memory.page_hashes(0)
+        ours = self.memory.page_hashes(0, self._show_life)
         if len(ours) != len(theirs):
             raise WireError(f"AUDIT of {len(theirs)} pages; the standby has {len(ours)}.")
         different = np.flatnonzero(ours != theirs)
