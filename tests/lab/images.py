@@ -36,8 +36,9 @@ WIDE_MODULES = (
 )  # fmt: skip
 """In the order in which they have to be loaded."""
 TEST_PACKAGES = (
-    *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "python3-psycopg", "ansible-core",
-    "prometheus", "gcc", "libc6-dev", "busybox-static", "cpio", "e2fsprogs", "git",
+    *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "python3-psycopg",
+    "python3-prometheus-client", "ansible-core", "prometheus", "gcc", "libc6-dev",
+    "busybox-static", "cpio", "e2fsprogs", "git",
 )  # fmt: skip
 """What the stages unit, sim and pair need, all of it from Debian."""
 KEEP_SECONDS = 3 * 86400

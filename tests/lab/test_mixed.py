@@ -42,7 +42,8 @@ def test_a_pair_of_two_qemu_versions_is_refused_and_nothing_is_started(mixed: La
     assert here != there
     before = mixed.run("node-a", f"cat /run/libvirt/qemu/{VM.name}.pid")
     found = mixed.run("node-a", f"kvmft check {VM.name} --json", check=False).splitlines()
-    assert [json.loads(line)["code"] for line in found] == ["qemu_version"]
+    # The other QEMU may lack the VM's machine type too, which is told besides.
+    assert "qemu_version" in [json.loads(line)["code"] for line in found]
     done = subprocess.run([*mixed.ssh_command("node-a"), f"kvmft enable {VM.name}"],
                           capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
     assert done.returncode == 1

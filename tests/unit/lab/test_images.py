@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +52,27 @@ def test_keys_that_cannot_be_had_are_named(keyrings: Path, monkeypatch: pytest.M
     use(monkeypatch, Apt(None))
     with pytest.raises(RuntimeError, match="keys that sign Debian trixie .* newer debian-archive"):
         images.know_keys("trixie")
+
+
+DEBIAN = {"yaml": "python3-yaml"}
+"""Modules whose Debian package is not named after them."""
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level modules that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names}
+
+
+def test_whatever_a_stage_imports_is_in_its_container() -> None:
+    tests = Path(__file__).parents[2]
+    files = [path for stage in ("unit", "sim", "pair", "lab") for path in (tests / stage).rglob("*.py")]
+    wanted = set().union(*map(imported, files)) - set(sys.stdlib_module_names)
+    wanted -= {"kvmft", "tests", "base", "ansible"}
+    packages = {DEBIAN.get(name, f"python3-{name.replace('_', '-')}") for name in wanted}
+    assert packages - set(images.TEST_PACKAGES) == set()
