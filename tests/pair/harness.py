@@ -235,6 +235,18 @@ class Pair:
         self.hosts.reverse()
         self.session = f"{self.swaps:032x}"
 
+    def renew_standby(self) -> None:
+        """A new, empty QEMU that waits on node-b, on the replica that is there; a new session."""
+        self.swaps += 1
+        self.standby_vm.stop()
+        self.standby_vm = Qemu(self.root / f"qemu-{self.swaps}", self.accelerator, incoming=True,
+                               network=self.network, disk=self.standby_vm.disk)  # fmt: skip
+        self.session = f"{self.swaps:032x}"
+
+    def wait_for_counts(self, count: int) -> None:
+        """Wait until the guest has counted to `count`: it lives."""
+        wait_for(f"the guest at {count}", lambda: self.primary_vm.counts[-1] >= count)
+
     def config(self, role: str, **extra: Any) -> dict[str, Any]:
         host, peer = self.hosts if role == "primary" else reversed(self.hosts)
         vm = self.primary_vm if role == "primary" else self.standby_vm

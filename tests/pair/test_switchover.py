@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from tests.pair.bootsector import count_on_disk
-from tests.pair.harness import MEMORY_MIB, Pair, Qemu, Worker, start_worker, wait_for
+from tests.pair.harness import MEMORY_MIB, Pair, Worker, start_worker, wait_for
 
 
 def switch(primary: Worker, secondary: Worker) -> dict[str, Any]:
@@ -55,10 +55,7 @@ def test_a_resync_after_a_lost_secondary_sends_only_what_changed_of_the_disk(pai
     secondary.process.kill()
     pair.standby_vm.process.kill()
     primary.wait(msg="done", outcome="solo")
-    replica = pair.standby_vm.disk
-    pair.standby_vm = Qemu(pair.root / "qemu-again", pair.accelerator, incoming=True,
-                           network=pair.network, disk=replica)  # fmt: skip
-    pair.session = "9" * 32
+    pair.renew_standby()
     secondary, port = pair.start_secondary()
     again = pair.start_primary(port)
     again.wait(msg="state", state="protected")

@@ -208,6 +208,8 @@ def test_a_request_that_cannot_be_met_changes_nothing(
     data = bytes(length) if kind == nbd.CMD_WRITE else b""
     sock.sendall(request(kind, 1, offset, length, data) + request(nbd.CMD_FLUSH, 2, 0, 0))
     assert served.answers(sock, 2) == [(error, 1), (0, 2)]
+    writes = kind in (nbd.CMD_WRITE, nbd.CMD_WRITE_ZEROES, nbd.CMD_TRIM)
+    assert len(served.lost) == (1 if writes else 0), "the copy differs from here on"
     assert served.image.done == ["flush"] and set(served.image.data) == {0xFF}
 
 

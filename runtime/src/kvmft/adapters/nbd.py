@@ -217,10 +217,17 @@ class _Connection:
         else:
             error = EINVAL
         self._send(_REPLY.pack(REPLY_MAGIC, error, handle))
+        if error and kind in (CMD_WRITE, CMD_WRITE_ZEROES, CMD_TRIM):
+            end = offset + length
+            self._server.refused(f"a write up to byte {end} of a disk of {self._server.size} bytes")
 
 
 class NbdServer:
-    """Serves one export of `size` bytes on the unix socket `path`, owned by `owner` (uid, gid)."""
+    """Serves one export of `size` bytes on the unix socket `path`, owned by `owner` (uid, gid).
+
+    `on_lost` hears the reason when writes no longer reach `sink`: a connection ended, or a write
+    was refused.
+    """
 
     def __init__(
         self,
@@ -259,6 +266,10 @@ class NbdServer:
         if connection in self._connections:
             self._connections.remove(connection)
             self._on_lost(reason)
+
+    def refused(self, reason: str) -> None:
+        """A write was answered with an error, so the client's disk and its copy differ from now on."""
+        self._on_lost(reason)
 
     def hold(self) -> None:
         """Stop reading: writers wait. The caller must `release` for the VM to be able to stop."""

@@ -10,7 +10,8 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,8 @@ QUEUE_HIGH = 16 << 20
 """Bytes waiting for the FT log above which the disk capture stops answering."""
 DISK_LOG_URGENT = 32 << 20
 STATUS_EVERY = 0.5
+MIRRORS_EVERY = 2.0
+"""Seconds between looks whether QEMU still has the mirrors; that one breaks, we hear at once."""
 FIRST_SYNC_PATIENCE = 5.0
 """Seconds of silence that are borne until there is a pair."""
 RELEASE_BOUND = 2.0
@@ -91,6 +94,8 @@ class PrimaryWorker:
         self.detector: SilenceDetector | None = None
         self.ports: list[RedirectorPort] = []
         self.servers: list[NbdServer] = []
+        self._mirroring = False
+        self._mirrors_due = 0.0
         self.held: dict[int, list[tuple[RedirectorPort, Segment]]] = {}
         self.state = ("starting", "attaching")
         self.sync_percent: float | None = 0.0
@@ -250,7 +255,9 @@ class PrimaryWorker:
         config = self.config
         assert config.peer_port is not None and self.monitor is not None
         qemu_setup.remove_redirectors(self.monitor, config.nics, self.directory)
-        self._remove_mirrors()
+        if self._mirrors():
+            with self._vm_stopped():
+                self._remove_mirrors()
         self._attach_memory()
         assert self.memory is not None
         self.known = Known(
@@ -398,12 +405,29 @@ class PrimaryWorker:
                 self.config.session.encode(),
             )
             self.filters.append(sink)
-            self.servers.append(NbdServer(self.reactor, path, disk.size, sink, owner))
+            lost = partial(self._mirror_lost, disk.target)
+            self.servers.append(NbdServer(self.reactor, path, disk.size, sink, owner, lost))
             speed = self.config.sync_bandwidth
             qemu_setup.start_mirror(self.monitor, disk.target, node, path, speed)
+        self._mirroring = True
         self._bulk = _Bulk(self)
         self._bulk.pump()
         self._poll_mirrors()
+
+    def _mirrors_go_on(self, found: dict[str, dict[str, Any]]) -> bool:
+        """True when QEMU has every mirror, without an error; otherwise the machine was told."""
+        for disk in self.config.disks:
+            status = found.get(qemu_setup.job_of(disk.target), {}).get("io-status", "gone")
+            if status != "ok":
+                self._mirror_lost(disk.target, f"QEMU shows its job as {status}; see QEMU's log")
+                return False
+        return True
+
+    def _mirror_lost(self, target: str, reason: str) -> None:
+        """A disk's writes no longer reach us: no further epoch may be committed."""
+        if self._mirroring:
+            self._mirroring = False
+            self._failed(f"the mirror of disk {target} broke: {reason}")
 
     def _disk_grew(self) -> None:
         if self.machine.taken == 0:
@@ -440,9 +464,7 @@ class PrimaryWorker:
         self._flush_disk_log()
         found = qemu_setup.jobs(self.monitor)
         names = [qemu_setup.job_of(disk.target) for disk in self.config.disks]
-        missing = [name for name in names if name not in found]
-        if missing:
-            self.post(ev.Failed(f"QEMU ended the disk mirror {missing[0]}"))
+        if not self._mirrors_go_on(found):
             return
         length = sum(int(found[name]["len"]) for name in names) + self._bulk.total
         done = sum(int(found[name]["offset"]) for name in names) + self._bulk.sent
@@ -554,7 +576,12 @@ class PrimaryWorker:
         self.held[epoch] = segments
 
     def _captured(self, checkpoint: Checkpoint) -> None:
+        assert self.monitor is not None
         now = self.reactor.now()
+        if now >= self._mirrors_due:
+            self._mirrors_due = now + MIRRORS_EVERY
+            if not self._mirrors_go_on(qemu_setup.jobs(self.monitor)):
+                return
         self.stats.captured(now, checkpoint.pause, checkpoint.pages)
         self._send(*checkpoint.parts)
         if checkpoint.audit is not None:
@@ -617,27 +644,23 @@ class PrimaryWorker:
         """In a short stop, so that no packet is between two hands: everything held goes out, QEMU
         reads it all, then the redirector is removed."""
         assert self.monitor is not None
-        running = bool(self.monitor.execute("query-status")["running"])
-        if running:
-            self.monitor.execute("stop")
         held = bool(self.ports)
         packets = size = 0
-        for port in self.ports:
-            port.drain()
-            self.held.setdefault(self.machine.taken + 1, []).append((port, port.cut()))
-        for epoch in sorted(self.held):
-            for port, segment in self.held[epoch]:
-                packets, size = packets + segment.packets, size + len(segment.data)
-                port.release(segment)
-        self.held.clear()
-        self.reactor.run_until(lambda: all(port.idle for port in self.ports), RELEASE_BOUND)
-        qemu_setup.remove_redirectors(self.monitor, self.config.nics, self.directory)
-        if running:
-            self.monitor.execute("cont")
+        with self._vm_stopped():
+            for port in self.ports:
+                port.drain()
+                self.held.setdefault(self.machine.taken + 1, []).append((port, port.cut()))
+            for epoch in sorted(self.held):
+                for port, segment in self.held[epoch]:
+                    packets, size = packets + segment.packets, size + len(segment.data)
+                    port.release(segment)
+            self.held.clear()
+            self.reactor.run_until(lambda: all(port.idle for port in self.ports), RELEASE_BOUND)
+            qemu_setup.remove_redirectors(self.monitor, self.config.nics, self.directory)
+            self._remove_mirrors()
         for port in self.ports:
             port.close()
         self.ports.clear()
-        self._remove_mirrors()
         if self.memory is not None:
             self.memory.detach()
             self.memory = None
@@ -649,15 +672,41 @@ class PrimaryWorker:
                             "nothing is held", packets=packets, bytes=size)  # fmt: skip
         self.post(ev.Released())
 
+    @contextmanager
+    def _vm_stopped(self) -> Iterator[None]:
+        """Stop the VM, if it runs, for what must not meet a packet or a write under way."""
+        assert self.monitor is not None
+        running = bool(self.monitor.execute("query-status")["running"])
+        if running:
+            self.monitor.execute("stop")
+        try:
+            yield
+        finally:
+            if running:
+                self.monitor.execute("cont")
+
+    def _mirrors(self) -> set[str]:
+        """The block jobs of ours that this QEMU has."""
+        assert self.monitor is not None
+        names = {qemu_setup.job_of(disk.target) for disk in self.config.disks}
+        return names & set(qemu_setup.jobs(self.monitor))
+
     def _remove_mirrors(self) -> None:
+        """End the mirrors; the VM must be stopped.
+
+        A mirror that ends while a guest's write is under way frees what that write uses next
+        (QEMU 7.2, block/mirror.c: `active_write_settle` after the end of `mirror_run`), and the VM
+        dies of it. `stop` waits for writes under way, and a stopped VM makes none.
+        """
         assert self.monitor is not None
         monitor = self.monitor
+        self._mirroring = False
         names = [qemu_setup.job_of(disk.target) for disk in self.config.disks]
         for name in names:
             qemu_setup.quietly(monitor, command("block-job-cancel", device=name, force=True))
         until = self.reactor.now() + 10
-        while set(names) & set(qemu_setup.jobs(monitor)) and self.reactor.now() < until:
-            self.reactor.step(0.01)
+        while self._mirrors() and self.reactor.now() < until:
+            self.reactor.step(0.002)
         for name in names:
             qemu_setup.quietly(monitor, command("blockdev-del", node_name=name))
         for server in self.servers:

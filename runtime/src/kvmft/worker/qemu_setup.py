@@ -36,7 +36,9 @@ def start_mirror(
 ) -> None:
     """Mirror `node` to the NBD server on `socket_path`, each guest write passing us first.
 
-    `speed` bounds the copy of what is there already, in bytes per second; 0 does not.
+    `speed` bounds the copy of what is there already, in bytes per second; 0 does not. An error
+    pauses the job, it does not end it: a mirror that ends in a running VM may take QEMU with it
+    (see `PrimaryWorker._remove_mirrors`), and the guest's own writes go on either way.
     """
     monitor.execute(
         "blockdev-add",
@@ -52,7 +54,8 @@ def start_mirror(
         target=job_of(target),
         sync="full",
         copy_mode="write-blocking",
-        on_target_error="report",
+        on_source_error="stop",
+        on_target_error="stop",
         **({"speed": speed} if speed else {}),
     )
 
