@@ -23,6 +23,7 @@ from kvmft.adapters.redirector import (
     Segment,
     attach_commands,
     detach_commands,
+    is_connected,
 )
 
 NAME = "kvmft-net0"
@@ -95,6 +96,10 @@ class Machine:
             reply = self.qmp(item.name, **item.arguments)
             assert "return" in reply, reply
         assert self.reactor.run_until(lambda: self.port.connected, 5)
+        until = self.reactor.now() + 5
+        while not is_connected(self.qmp("query-chardev")["return"], NAME):
+            assert self.reactor.now() < until
+            self.turn(0.002)
 
     def detach(self) -> None:
         for item in detach_commands("wire", NAME, str(self.directory)):
@@ -311,3 +316,20 @@ def test_released_while_the_network_side_is_gone_is_dropped_not_kept(fake: Fake)
     assert fake.reactor.run_until(lambda: not fake.port.connected, 5)
     fake.port.release(Segment(packed(b"x" * 60), 1))
     assert fake.port.idle
+
+
+@pytest.mark.parametrize(
+    ("out", "back", "connected"),
+    [
+        ("unix:/r/out.sock", "unix:/r/in.sock", True),
+        ("disconnected:unix:/r/out.sock", "unix:/r/in.sock", False),
+        ("unix:/r/out.sock", "disconnected:unix:/r/in.sock", False),
+        ("unix:/r/out.sock", None, False),
+    ],
+)
+def test_connected_is_what_qemu_says_of_both(out: str, back: str | None, connected: bool) -> None:
+    found = [{"label": "compat_monitor0", "filename": "disconnected:unix:/m"},
+             {"label": f"{NAME}-out", "filename": out}]  # fmt: skip
+    if back is not None:
+        found.append({"label": f"{NAME}-in", "filename": back})
+    assert is_connected(found, NAME) == connected

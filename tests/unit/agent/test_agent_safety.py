@@ -14,6 +14,7 @@ import pytest
 from kvmft.agent import host as host_mod
 from kvmft.agent.config import parse
 from kvmft.agent.events import EventLog
+from kvmft.agent.farewells import Farewells
 from kvmft.agent.host import Host
 from kvmft.agent.service import Agent
 from kvmft.agent.store import Store, VmState
@@ -95,6 +96,10 @@ def agent(tmp_path: Path) -> Agent:
     made.events = EventLog(str(tmp_path / "ev" / "events.jsonl"), "a")
     made.peers = FakePeers()
     made.arbiter_ok, made.arbiter_reason, made._vms = True, "", {}
+    made.farewells = Farewells(
+        str(tmp_path / "farewells.json"), made._tell_to_discard,
+        lambda vm, event, reason: made.events.add(vm, event, reason),
+    )  # fmt: skip
     return made
 
 

@@ -15,6 +15,7 @@ import termios
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from kvmft.adapters.nbd import listen_unix, unlink_quietly
 from kvmft.adapters.qmp import Command, command
@@ -64,6 +65,15 @@ def detach_commands(netdev: str, name: str, directory: str) -> list[Command]:
         command("chardev-remove", id=f"{name}-out"),
         command("chardev-remove", id=f"{name}-in"),
     ]
+
+
+def is_connected(chardevs: list[dict[str, Any]], name: str) -> bool:
+    """Whether QEMU itself knows both chardevs of `name` as connected, from `query-chardev`'s answer.
+
+    It learns that a moment after we accept; a packet that the guest sends in between is dropped.
+    """
+    ours = [each for each in chardevs if each["label"] in (f"{name}-out", f"{name}-in")]
+    return len(ours) == 2 and not any(each["filename"].startswith("disconnected") for each in ours)
 
 
 class RedirectorPort:

@@ -15,6 +15,7 @@ from kvmft.agent import doctor
 from kvmft.agent.arbiterwatch import ArbiterWatch
 from kvmft.agent.config import Config, check_options
 from kvmft.agent.events import EventLog
+from kvmft.agent.farewells import Farewell, Farewells
 from kvmft.agent.history import History
 from kvmft.agent.host import Host, available_memory
 from kvmft.agent.lines import MAX_LINE, serve
@@ -50,6 +51,10 @@ class Agent:
         self.arbiter_ok: bool | None = None
         self.arbiter_reason = ""
         self.arbiter_watch = ArbiterWatch(config, self.store.root)
+        self.farewells = Farewells(
+            os.path.join(os.path.dirname(self.store.root), "farewells.json"), self._tell_to_discard,
+            lambda vm, event, reason: self.events.add(vm or None, event, reason),
+        )  # fmt: skip
         self._vms: dict[str, ManagedVm] = {}
         self._stopping = asyncio.Event()
 
@@ -71,7 +76,7 @@ class Agent:
         control = await self._listen_for_control()
         self.events.add(None, "agent_started", f"kvmft {__version__}")
         tasks = [asyncio.create_task(self._keep_moving()), asyncio.create_task(self._watch_arbiter()),
-                 asyncio.create_task(Metrics(self).run())]  # fmt: skip
+                 asyncio.create_task(Metrics(self).run()), asyncio.create_task(self.farewells.run())]  # fmt: skip
         await self._stopping.wait()
         for task in tasks:
             task.cancel()
@@ -89,6 +94,10 @@ class Agent:
         while True:
             await self.probe_arbiter()
             await asyncio.sleep(ARBITER_EVERY)
+
+    async def _tell_to_discard(self, farewell: Farewell) -> None:
+        await self.peers.call(farewell.peer, "standby_discard", vm=farewell.vm,
+                              session=farewell.session)  # fmt: skip
 
     async def _listen_for_peers(self) -> asyncio.Server:
         """Wait for the FT network: at boot the agent may be up before the address is."""
@@ -413,7 +422,10 @@ class Agent:
                 return {}
             case "standby_discard":
                 known = self._vms.get(_name(args))
-                if known is not None and known.state.role != "primary":
+                # One that was told late may mean a standby that was made anew since.
+                if known is not None and known.state.role != "primary" and (
+                    args.get("session") in (None, known.state.session)
+                ):
                     await known.discard(caller)
                 return {}
         raise KvmftError("unknown_op", f"The agent does not know the request {op!r}.",

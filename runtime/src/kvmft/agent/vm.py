@@ -20,6 +20,7 @@ from kvmft.adapters.arbiter_client import claims_path
 from kvmft.adapters.durable import remove_durably, write_durably
 from kvmft.agent.counters import Counters
 from kvmft.agent.exposure import Exposure
+from kvmft.agent.farewells import Farewell
 from kvmft.agent.host import RUN_DIRECTORY, Found, boot_id
 from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
@@ -678,15 +679,9 @@ class ManagedVm:
         """By right alone, and not wanted otherwise: tell the peer; forget when FT is off."""
         state = self.state
         if state.peer:
-            await self._tell_to_discard(state.peer)
+            await self._agent.farewells.say(Farewell(state.vm, state.peer, state.session))
         if state.desired == "disabled" and self._agent.managed(state.vm) is self:
             self._agent.forget(self)
-
-    async def _tell_to_discard(self, peer: str) -> None:
-        try:
-            await self._agent.peers.call(peer, "standby_discard", vm=self.state.vm)
-        except KvmftError as error:
-            self._agent.events.add(self.state.vm, "peer_not_told", str(error))
 
     async def switch(self) -> None:
         """Planned switchover to the secondary; returns when it runs the VM. Nothing is lost, also
@@ -714,7 +709,7 @@ class ManagedVm:
     async def move_secondary(self, target: str) -> None:
         """Give up the secondary, in order, and make it anew on `target` (which may be the same)."""
         state = self.state
-        worker, old = self.worker, state.peer
+        worker, old = self.worker, Farewell(state.vm, state.peer, state.session)
         if state.role != "primary" or worker is None:
             raise KvmftError("not_protected", f"VM {state.vm} is not protected from here.",
                              "Ask the host where it runs.")  # fmt: skip
@@ -732,7 +727,7 @@ class ManagedVm:
             qemu_version=version, facts=facts,
         )  # fmt: skip
         choose(offers, target, state.vm)
-        self._agent.events.add(state.vm, "moving", f"the secondary goes from {old} to {target}")
+        self._agent.events.add(state.vm, "moving", f"the secondary goes from {old.peer} to {target}")
         worker.send(cmd="suspend")
         await worker.end(LEAVE_TIMEOUT)
         while self.worker is worker:
@@ -744,8 +739,8 @@ class ManagedVm:
             state.peer = target
             self._save()
             self._not_before = 0.0
-        if old != target:
-            await self._tell_to_discard(old)
+        if old.peer != target:
+            await self._agent.farewells.say(old)
 
     def kill_standby(self) -> None:
         """Test: end the standby's QEMU as a crash would."""

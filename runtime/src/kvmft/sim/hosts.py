@@ -257,7 +257,9 @@ class Host:
                 self.seen_boot, self._regain, self.desired = self.boot, False, "enabled"
                 self._not_before = self.world.now + 0.3
             elif outcome is Outcome.FAILED and self._may_have_won:
-                self._recover, self._not_before = True, self.world.now + RETRY
+                # Not in step with the primary's tries: it can prepare a standby only in between.
+                pause = RETRY * (1 + self.world.rng.random())
+                self._recover, self._not_before = True, self.world.now + pause
             else:
                 self._go_stale()
             return

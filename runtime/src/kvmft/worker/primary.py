@@ -543,7 +543,10 @@ class PrimaryWorker:
             )
             self.ports.append(port)
             qemu_setup.install_redirector(self.monitor, nic, self.directory)
-        if not self.reactor.run_until(lambda: all(port.connected for port in self.ports), 5):
+        if not (
+            self.reactor.run_until(lambda: all(port.connected for port in self.ports), 5)
+            and self._connected_for_qemu(5)
+        ):
             raise KvmftError(
                 "redirector_not_connected",
                 "QEMU did not connect to the sockets that capture its network output.",
@@ -553,6 +556,15 @@ class PrimaryWorker:
         with open(self._epochs_mark, "w", encoding="ascii") as mark:
             mark.write(self.config.session)
         self.post(ev.HoldInstalled())
+
+    def _connected_for_qemu(self, seconds: float) -> bool:
+        assert self.monitor is not None
+        until = self.reactor.now() + seconds
+        while not qemu_setup.redirectors_connected(self.monitor, self.config.nics):
+            if self.reactor.now() >= until:
+                return False
+            self.reactor.step(0.002)
+        return True
 
     def _output(self) -> None:
         self.post(ev.OutputPending())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvmft.adapters.qmp import Command, Monitor, MonitorError
-from kvmft.adapters.redirector import attach_commands, detach_commands
+from kvmft.adapters.redirector import attach_commands, detach_commands, is_connected
 from kvmft.errors import KvmftError
 
 PREFIX = "kvmft"
@@ -80,6 +80,12 @@ def remove_redirectors(monitor: Monitor, nics: tuple[str, ...], run_dir: str) ->
     for nic in nics:
         for item in detach_commands(f"host{nic}", f"{PREFIX}-{nic}", run_dir):
             quietly(monitor, item)
+
+
+def redirectors_connected(monitor: Monitor, nics: tuple[str, ...]) -> bool:
+    """True once no packet of the guest is dropped any more for want of a connection."""
+    found = monitor.execute("query-chardev")
+    return all(is_connected(found, f"{PREFIX}-{nic}") for nic in nics)
 
 
 def install_redirector(monitor: Monitor, nic: str, run_dir: str) -> None:
