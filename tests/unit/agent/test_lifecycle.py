@@ -266,13 +266,13 @@ def test_a_vm_that_is_off_on_purpose_says_so_and_one_that_ended_does_not(
     a = agent(tmp_path)
     m = managed(a, may_start=True, running=True, boot="boot-1")
     step_running = m.status(True)
-    assert not step_running["off"]
+    assert not step_running["switched_off"]
     off(a)
-    assert not m.status(False)["off"], "nobody looked yet"
+    assert not m.status(False)["switched_off"], "nobody looked yet"
     step(m)
-    assert m.status(False)["off"] and m.status(False)["state"] == "need_secondary"
+    assert m.status(False)["switched_off"] and m.status(False)["state"] == "need_secondary"
     m.state.may_start, m.state.running = False, True
-    assert not m.status(False)["off"], "its secondary may have taken over"
+    assert not m.status(False)["switched_off"], "its secondary may have taken over"
 
 
 def test_the_allowed_hosts_are_the_same_list_on_every_host(tmp_path: Path) -> None:
