@@ -6,9 +6,6 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-OPTIONS = (
-    "interval_ms", "min_interval_ms", "detection_ms", "hold_bound_ms", "agent_grace_ms", "sync_mib_s",
-)  # fmt: skip
 DESIRED = ("enabled", "suspended", "disabled")
 
 
