@@ -136,6 +136,8 @@ class FakeAgent:
         kept = copy.deepcopy(vars(self.world))
         changed = getattr(self, "_" + op)(args)
         if args.get("check"):
+            self.vm.clear()
+            self.vm.update(kept.pop("vm"))
             vars(self.world).update(kept)
         return {"changed": changed, "status": self.status()}
 
