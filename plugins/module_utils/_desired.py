@@ -160,9 +160,7 @@ def _must_be_enabled(status: dict[str, t.Any], what: str) -> None:
     desired = status.get("desired") or "disabled"
     if desired != "enabled":
         raise ValueError(
-            "fault tolerance is {}, so that no secondary can be {}; enable it with ft_vm".format(
-                desired, what
-            )
+            f"fault tolerance is {desired}, so that no secondary can be {what}; enable it with ft_vm"
         )
 
 
