@@ -228,9 +228,11 @@ def serving(fake: FakeAgent) -> Iterator[FakeAgent]:
     with socketserver.ThreadingUnixStreamServer(str(fake.path), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield fake
-        server.shutdown()
-        thread.join()
+        try:
+            yield fake
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
