@@ -212,8 +212,8 @@ def test_wrong_requests_are_one_clear_error_and_change_nothing(
 
     name = protected.name
     assert "VM nope does not exist on this host" in refused("kvmft enable nope")
-    assert "does not offer planned" in refused(
-        f"kvmft enable {name} --wait 60 >/dev/null; kvmft failover {name} --mode planned"
+    assert "does not offer test failover" in refused(
+        f"kvmft enable {name} --wait 60 >/dev/null; kvmft failover {name} --mode test"
     )
     lab.run("node-a", f"kvmft disable {name}")
     lab.run("witness", "systemctl stop etcd")

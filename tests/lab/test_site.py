@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 
-from tests.lab import cli, net
+from tests.lab import cli
 from tests.lab.lab import Lab
 
 
 def test_second_run_changes_nothing(lab: Lab) -> None:
     output = cli.site(lab, quiet=True)
     changed = dict(re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.MULTILINE))
-    assert changed == dict.fromkeys(net.HOSTS, "0")
+    assert changed == dict.fromkeys(lab.hosts, "0")
 
 
 def test_hosts_see_each_other_and_the_arbiter(lab: Lab) -> None:

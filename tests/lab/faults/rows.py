@@ -19,6 +19,8 @@ DEATH_BOUND = 1.0
 """The failure table: a gap below 1 s when something dies silently or loudly."""
 GRACE_BOUND = 12.0
 """An agent that is killed has 8 s to come back before its VM is taken over."""
+FT_ALONE = 4.0
+"""Seconds for which the FT network is back and the arbiter is not."""
 HOLD_BOUND = 3.0
 """Seconds after which a VM that may not release output is paused."""
 
@@ -179,12 +181,15 @@ def _both_cut(first_back: str) -> Injection:
         if first_back == "ft":
             ground.heal()
             ground.cable("witness", "mgmt", up=False)
-        else:
-            ground.cable("witness", "mgmt", up=True)
+            # A claim that has left its host may still apply: only the arbiter can say.
+            time.sleep(FT_ALONE)
+            if watch.last_answer() > cut + 1:
+                watch.problem("output was released while claims were open and the arbiter away")
+        ground.cable("witness", "mgmt", up=True)
         healed = time.monotonic()
         try:
             # TCP's own patience doubles with each try: 10 s of silence may become 20.
-            wait_until(f"the guest answers after the return of {first_back}",
+            wait_until("the guest answers after the return of the arbiter",
                        lambda: watch.last_answer() > healed, 25)  # fmt: skip
         except Broken as error:
             watch.problem(str(error))
@@ -346,7 +351,7 @@ ROWS: list[Row] = [
     Row("both-cut-arbiter-back", "FT network and arbiter cut; the arbiter returns first",
         _both_cut("arbiter"), None, 2 * (HOLD_BOUND + 2.5) + 3),
     Row("both-cut-ft-back", "FT network and arbiter cut; the FT network returns first",
-        _both_cut("ft"), None, 2 * (HOLD_BOUND + 2.5) + 3),
+        _both_cut("ft"), None, 2 * (HOLD_BOUND + 2.5 + FT_ALONE) + 3),
     Row("arbiter-off-primary-dies", "no arbiter, then the primary host dies; the arbiter returns",
         _arbiter_off_and_death("primary"), True, 2 * (HOLD_BOUND + 2.5) + 3),
     Row("arbiter-off-secondary-dies", "no arbiter, then the secondary host dies; the arbiter returns",
