@@ -70,7 +70,8 @@ def _enabled(
         before["secondary"], after["secondary"] = status.get("secondary") or None, secondary
     if allowed_hosts is not None:
         before["allowed_hosts"], after["allowed_hosts"] = allowed_now, allowed
-    if desired == "enabled" and before == after:
+    # What is stale here is not enabled, whatever was wanted: the agent says where the VM is.
+    if desired == "enabled" and before == after and status.get("role") != "stale":
         return Plan((), before, after)
     args: dict[str, t.Any] = {"secondary": secondary, "options": merged}
     if others is not None:
@@ -102,12 +103,15 @@ def plan_restart(status: dict[str, t.Any]) -> Plan:
     )
 
 
-def refuses_switch(status: dict[str, t.Any], target: str) -> str | None:
-    """Why a planned failover to `target` would be refused now, or None."""
-    if status.get("primary") == target or status.get("state") == "protected":
+def refuses_failover(status: dict[str, t.Any], target: str, mode: str) -> str | None:
+    """Why a failover to `target` would be refused or come to nothing now, or None."""
+    state = status.get("state")
+    # While the secondary takes over by itself, an order for the same changes nothing.
+    able = ("protected",) if mode == "planned" else ("protected", "failing_over")
+    if status.get("primary") == target or state in able:
         return None
-    return "VM {} is {} ({}), so no secondary can take it without loss. Wait for `protected`.".format(
-        status.get("vm"), status.get("state"), status.get("reason")
+    return "VM {} is {} ({}), so no secondary can take it over{}. Wait for `protected`.".format(
+        status.get("vm"), state, status.get("reason"), " without loss" if mode == "planned" else ""
     )
 
 

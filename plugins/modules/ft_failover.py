@@ -185,19 +185,26 @@ def _figures(control: Control, name: str, target: str, since: float) -> dict[str
     return _takeover.takeover(found["events"], target, since)
 
 
+def _refuse(module: AnsibleModule, sentence: str) -> None:
+    module.fail_json(msg=sentence, code="not_protected", remedy="Wait for `protected`.")
+
+
 def run(module: AnsibleModule, control: Control) -> None:
     """Look, ask, wait."""
     params = module.params
     name, target = params["name"], params["target"]
     before = control.ask("vm_status", vm=name)
     begun = time.time()
+    refusal = _desired.refuses_failover(before, target, params["mode"])
+    if refusal and before.get("state") == "starting" and not module.check_mode:
+        # The standby would ignore the order: it has nothing whole yet that it could run.
+        _refuse(module, refusal)
     # Also asked when the VM runs there already: the agent refuses modes that it does not offer.
     answer = control.ask(
         "vm_failover", vm=name, mode=params["mode"], target=target, check=module.check_mode
     )
-    refusal = _desired.refuses_switch(before, target) if params["mode"] == "planned" else None
-    if module.check_mode and refusal:
-        module.fail_json(msg=refusal, code="not_protected", remedy="Wait for `protected`.")
+    if refusal and module.check_mode:
+        _refuse(module, refusal)
     changed, status, done = answer["changed"], answer["status"], True
     result: dict[str, t.Any] = {"changed": changed}
     if module._diff:

@@ -150,6 +150,9 @@ class FakeAgent:
                               f"Known: {', '.join(others)}.")  # fmt: skip
         if self.status()["role"] == "secondary":
             raise Refused("runs_elsewhere", f"VM db1 runs on {vm['primary']}.")
+        if self.status()["role"] == "stale":
+            raise Refused("stale", f"What {self.host} has of VM db1 is of the past.",
+                          f"Turn it on where it runs, probably {vm['primary']}.")  # fmt: skip
         all_allowed = sorted({*allowed, self.host}) if allowed else []
         options = args.get("options") or {}
         enabled = vm["desired"] == "enabled"

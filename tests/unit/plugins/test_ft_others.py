@@ -127,6 +127,25 @@ def test_a_planned_failover_without_a_standby_is_refused_and_predicted_so(
 
 
 @pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("mode", ["planned", "unplanned"])
+def test_a_failover_during_the_first_sync_is_refused_at_once(
+    agent: FakeAgent, module: Run, mode: str, check: bool
+) -> None:
+    agent.world.becomes = "starting"
+    module("ft_vm", name="db1", wait=False)
+    result = module("ft_failover", check=check, name="db1", target="node-b", mode=mode)
+    assert result["failed"] and result["code"] == "not_protected" and "is in sync soon" in result["msg"]
+    assert agent.vm["primary"] == "node-a"
+
+
+def test_a_takeover_that_is_under_way_already_is_waited_for(agent: FakeAgent, module: Run) -> None:
+    module("ft_vm", name="db1")
+    agent.vm.update(state="failing_over", reason="node-a is silent")
+    assert module("ft_failover", check=True, name="db1", target="node-b")["changed"]
+    assert module("ft_failover", name="db1", target="node-b")["status"]["primary"] == "node-b"
+
+
+@pytest.mark.parametrize("check", [False, True])
 def test_a_target_without_the_secondary_is_refused(agent: FakeAgent, module: Run, check: bool) -> None:
     module("ft_vm", name="db1")
     result = module("ft_failover", check=check, name="db1", target="node-c")

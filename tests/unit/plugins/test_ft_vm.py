@@ -146,6 +146,15 @@ def test_without_wait_it_returns_at_once(agent: FakeAgent, module: Run) -> None:
     assert module("ft_vm", name="db1", wait=False)["status"]["state"] == "starting"
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_a_host_that_has_only_the_past_of_it_is_told_at_once(
+    cluster: dict[str, FakeAgent], module: Run, check: bool
+) -> None:
+    module("ft_vm", socket_path=str(cluster["node-a"].path), name="db1")
+    result = module("ft_vm", socket_path=str(cluster["node-c"].path), check=check, name="db1")
+    assert result["failed"] and result["code"] == "stale" and "probably node-a" in result["msg"]
+
+
 @pytest.mark.parametrize(
     ("params", "word"),
     [
