@@ -824,8 +824,9 @@ class ManagedVm:
             **{name: self.figures.get(name) for name in FIGURES},
             "unprotected_seconds": round(self.exposure.seconds, 1),
             "unprotected_seconds_month": round(self.exposure.this_month, 1),
-            "accelerator": self.accelerator, "running": running, "switched_off": self.is_off and not running,
-            "options": state.options, "allowed_hosts": allowed,
+            "accelerator": self.accelerator, "running": running,
+            "switched_off": self.is_off and not running, "options": state.options,
+            "allowed_hosts": allowed,
             "arbiter": {"type": self._agent.config.arbiter["type"], "ok": self._agent.arbiter_ok},
         }  # fmt: skip
 
