@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-OPTIONS = ("interval_ms", "min_interval_ms", "detection_ms", "hold_bound_ms", "agent_grace_ms")
 DESIRED = ("enabled", "suspended", "disabled")
 
 
@@ -29,6 +28,7 @@ def plan(
     state: str,
     secondary: str | None = None,
     options: dict[str, float] | None = None,
+    allowed_hosts: list[str] | None = None,
 ) -> Plan:
     """From the agent's `status` of the VM to `state`; None for what is left as it is.
 
@@ -37,37 +37,163 @@ def plan(
     if state not in DESIRED:
         raise ValueError("state is {!r}; it must be one of {}".format(state, ", ".join(DESIRED)))
     desired = status.get("desired") or "disabled"
-    have = dict(status.get("options") or {})
-    before: dict[str, t.Any] = {"state": desired}
-    after: dict[str, t.Any] = {"state": state}
-    requests: list[tuple[str, dict[str, t.Any]]] = []
-    wanted = {name: value for name, value in (options or {}).items() if value is not None}
     if state == "enabled":
-        # Options that are not given keep their value: the agent takes the whole set.
-        merged = {**have, **wanted}
-        before.update(secondary=status.get("secondary"), options=have)
-        after.update(secondary=secondary or status.get("secondary"), options=merged)
-        moves = bool(secondary) and status.get("secondary") not in (None, secondary)
-        if moves and desired != "disabled":
-            raise ValueError(
-                "the secondary is on {} already and this version does not move it to {}; disable the "
-                "VM's fault tolerance first".format(status.get("secondary"), secondary)
-            )
-        if desired != "enabled" or merged != have:
-            op = "vm_resume" if desired == "suspended" else "vm_enable"
-            requests.append((op, {"secondary": secondary, "options": merged}))
+        made = _enabled(status, desired, secondary, options, allowed_hosts)
     elif state == "suspended" and desired == "disabled":
         raise ValueError("fault tolerance is not on, so that it cannot be suspended; enable it first")
-    elif desired != state:
-        requests.append(("vm_suspend" if state == "suspended" else "vm_disable", {}))
-    return Plan(tuple(requests), before, after)
+    else:
+        op = "vm_suspend" if state == "suspended" else "vm_disable"
+        made = Plan(((op, {}),) if desired != state else (), {"state": desired}, {"state": state})
+    if made.changed:
+        _must_be_primary(status)
+    return made
 
 
-def reached(status: dict[str, t.Any], state: str) -> bool:
-    """True when a VM with this `status` is in the state that `state` asks for."""
-    return status.get("state") == {"enabled": "protected"}.get(state, state)
+def _enabled(
+    status: dict[str, t.Any],
+    desired: str,
+    secondary: str | None,
+    options: dict[str, float] | None,
+    allowed_hosts: list[str] | None,
+) -> Plan:
+    have = dict(status.get("options") or {})
+    # Options that are not given keep their value: the agent takes the whole set.
+    merged = {**have, **{name: each for name, each in (options or {}).items() if each is not None}}
+    allowed_now = sorted(status.get("allowed_hosts") or [])
+    allowed = allowed_now if allowed_hosts is None else sorted(set(allowed_hosts))
+    others = _others(status, allowed) if allowed_hosts is not None else None
+    if secondary:
+        _may_have_secondary(status, secondary, allowed)
+    before: dict[str, t.Any] = {"state": desired, "options": have}
+    after: dict[str, t.Any] = {"state": "enabled", "options": merged}
+    if secondary:
+        before["secondary"], after["secondary"] = status.get("secondary") or None, secondary
+    if allowed_hosts is not None:
+        before["allowed_hosts"], after["allowed_hosts"] = allowed_now, allowed
+    # What is stale here is not enabled, whatever was wanted: the agent says where the VM is.
+    if desired == "enabled" and before == after and status.get("role") != "stale":
+        return Plan((), before, after)
+    args: dict[str, t.Any] = {"secondary": secondary, "options": merged}
+    if others is not None:
+        args["allowed_hosts"] = others
+    return Plan((("vm_resume" if desired == "suspended" else "vm_enable", args),), before, after)
+
+
+def plan_secondary(status: dict[str, t.Any], host: str) -> Plan:
+    """Move the secondary of a VM that is enabled to `host`. ValueError when that cannot be had."""
+    _must_be_enabled(status, "moved")
+    _may_have_secondary(status, host, status.get("allowed_hosts") or [])
+    now = status.get("secondary") or None
+    requests = () if now == host else (("vm_enable", {"secondary": host}),)
+    if requests:
+        _must_be_primary(status)
+    return Plan(requests, {"secondary": now}, {"secondary": host})
+
+
+def plan_restart(status: dict[str, t.Any]) -> Plan:
+    """Restart the standby, which is a change each time. ValueError when that cannot be had."""
+    _must_be_enabled(status, "restarted")
+    _must_be_primary(status)
+    generation = status.get("generation")
+    where = {"secondary": status.get("secondary")}
+    return Plan(
+        (("vm_restart_secondary", {}),),
+        {**where, "generation": generation},
+        {**where, "generation": "a later one"},
+    )
+
+
+def refuses_failover(status: dict[str, t.Any], target: str, mode: str) -> str | None:
+    """Why a failover to `target` would be refused or come to nothing now, or None."""
+    state = status.get("state")
+    # While the secondary takes over by itself, an order for the same changes nothing.
+    able = ("protected",) if mode == "planned" else ("protected", "failing_over")
+    if status.get("primary") == target or state in able:
+        return None
+    return "VM {} is {} ({}), so no secondary can take it over{}. Wait for `protected`.".format(
+        status.get("vm"), state, status.get("reason"), " without loss" if mode == "planned" else ""
+    )
+
+
+def reached(status: dict[str, t.Any], state: str, secondary: str | None = None) -> bool:
+    """True when a VM with this `status` is in the state that `state` asks for, with its secondary on
+    `secondary` if that is given.
+
+    A VM that is switched off is as enabled as it can be: protection begins when it is started.
+    """
+    if state != "enabled":
+        return status.get("state") == state
+    there = not secondary or status.get("secondary") == secondary
+    return there and (status.get("state") == "protected" or waits_for_start(status))
+
+
+def protected_anew(status: dict[str, t.Any], earlier: int) -> bool:
+    """True when the VM is protected by a pair of a later generation than `earlier`."""
+    return status.get("state") == "protected" and (status.get("generation") or 0) > earlier
+
+
+def waits_for_start(status: dict[str, t.Any]) -> bool:
+    """True when the VM is switched off and will be protected once somebody starts it."""
+    return status.get("desired") == "enabled" and bool(status.get("switched_off"))
 
 
 def hopeless(status: dict[str, t.Any]) -> bool:
     """True when no waiting helps: only a person can go on from here."""
     return status.get("state") == "fenced"
+
+
+def outcome(status: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What every module that changes a VM returns of it."""
+    return {
+        "status": status,
+        "protected": status.get("state") == "protected",
+        "reason": status.get("reason") or "",
+    }
+
+
+def _must_be_primary(status: dict[str, t.Any]) -> None:
+    if status.get("role") == "secondary":
+        raise ValueError(
+            "it runs on {0}, and this host has its secondary; run the module on {0}".format(
+                status.get("primary")
+            )
+        )
+
+
+def _must_be_enabled(status: dict[str, t.Any], what: str) -> None:
+    desired = status.get("desired") or "disabled"
+    if desired != "enabled":
+        raise ValueError(
+            f"fault tolerance is {desired}, so that no secondary can be {what}; enable it with ft_vm"
+        )
+
+
+def _may_have_secondary(status: dict[str, t.Any], host: str, allowed: list[str]) -> None:
+    if host == status.get("primary"):
+        raise ValueError(
+            f"it runs on {host}, so that its secondary cannot be there; name another host, or fail "
+            "it over first"
+        )
+    if allowed and host not in allowed:
+        raise ValueError(
+            "its secondary shall be on {}, which is not among allowed_hosts ({})".format(
+                host, ", ".join(allowed)
+            )
+        )
+
+
+def _others(status: dict[str, t.Any], allowed: list[str]) -> list[str]:
+    """The allowed hosts without the one that runs the VM, which is what its agent is told."""
+    primary = status.get("primary")
+    others = [host for host in allowed if host != primary]
+    if allowed and len(others) == len(allowed):
+        raise ValueError(
+            "it runs on {}, which is not among allowed_hosts ({}); add it, or fail the VM over "
+            "first".format(primary, ", ".join(allowed))
+        )
+    if allowed and not others:
+        raise ValueError(
+            f"allowed_hosts has only {primary}, which runs it; add a host for the secondary, or give "
+            "an empty list for all hosts"
+        )
+    return others

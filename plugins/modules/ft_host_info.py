@@ -38,13 +38,59 @@ EXAMPLES = r"""
 
 RETURN = r"""
 host:
-  description: The host's name, versions, C(peers), C(arbiter) and C(vms).
+  description: What the agent knows of its host.
   returned: success
   type: dict
+  contains:
+    host:
+      description: The host's inventory name.
+      type: str
+    version:
+      description: Version of kvmft.
+      type: str
+    qemu:
+      description: Version of the installed QEMU. Both hosts of a pair need the same.
+      type: str
+    libvirt:
+      description: Version of libvirt.
+      type: str
+    kernel:
+      description: Release of the running kernel.
+      type: str
+    python:
+      description: Version of the Python that runs the agent.
+      type: str
+    accelerator:
+      description: C(kvm) where this host's /dev/kvm starts a QEMU, else C(tcg).
+      type: str
+    peers:
+      description: The other hosts of the cluster by name. Each has C(reachable) and C(version), and if it is not reachable C(reason).
+      type: dict
+    arbiter:
+      description: What decides who runs a VM.
+      type: dict
+      contains:
+        type:
+          description: C(etcd), C(file) or C(none).
+          type: str
+        ok:
+          description: Whether this host can ask it. Null before the first try.
+          type: bool
+        reason:
+          description: Its version, or why it cannot be asked.
+          type: str
+    vms:
+      description: Status of each VM that kvmft knows on this host; see M(kvmft.core.ft_vm_info) for the fields.
+      type: list
+      elements: dict
   sample:
     host: node-a
     version: 0.1.0
     qemu: 7.2.22
+    libvirt: 9.0.0
+    kernel: 6.12.9+bpo-amd64
+    python: 3.11.2
+    accelerator: kvm
     peers:
       node-b:
         reachable: true
@@ -53,11 +99,25 @@ host:
       type: etcd
       ok: true
       reason: etcd 3.4.23
+    vms: []
 probes:
-  description: Probes with C(probe), C(ok), C(detail) and C(remedy).
+  description: What was probed, in the order in which failures should be mended.
   returned: when O(probe=true)
   type: list
   elements: dict
+  contains:
+    probe:
+      description: What was probed.
+      type: str
+    ok:
+      description: Whether it worked.
+      type: bool
+    detail:
+      description: What was found.
+      type: str
+    remedy:
+      description: What to do about it. Empty when it worked.
+      type: str
 """
 
 import typing as t

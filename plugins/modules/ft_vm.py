@@ -29,11 +29,27 @@ options:
     default: enabled
   secondary:
     description:
-      - Host, by its inventory name, for the secondary. Without it the agent chooses.
+      - Host, by its inventory name, for the secondary. Without it the agent chooses, and keeps its choice.
+      - When the VM is protected already and its secondary is elsewhere, it is moved. The VM runs on, and is
+        unprotected until the new secondary is in sync. The agent asks first whether the host can take it.
+      - The host that runs the VM is refused, so after a failover name another one, or leave this out.
       - Only used with O(state=enabled).
     type: str
+  allowed_hosts:
+    description:
+      - Hosts, by their inventory names, on which the VM may run or have its secondary.
+        The host that runs it now must be among them. The list holds on after failovers.
+      - An empty list allows all hosts. Without this option the list stays as it is; at first it is empty.
+      - A secondary that is on a host which is not allowed any more stays there until it is made anew;
+        name O(secondary) too to move it.
+      - Only used with O(state=enabled).
+    type: list
+    elements: str
   options:
-    description: Settings of this VM; those that are not given keep their value. All in milliseconds.
+    description:
+      - Settings of this VM; those that are not given keep their value. Times are in milliseconds.
+      - New values count from the next pairing on, which O(state=suspended) and O(state=enabled) bring about.
+      - Only used with O(state=enabled).
     type: dict
     suboptions:
       interval_ms:
@@ -51,9 +67,14 @@ options:
       agent_grace_ms:
         description: Time that a restarting agent has before its silence counts.
         type: float
+      sync_mib_s:
+        description: Most that a sync sends, in MiB per second. V(0) is without a bound.
+        type: float
   wait:
     description:
       - Wait until the state is reached, so for V(enabled) until the first sync is done and the VM is C(protected).
+      - A VM that is switched off cannot be protected before it is started, which the agent then sees by itself.
+        For it V(enabled) counts as reached, with RV(protected=false) and the reason in RV(reason).
     type: bool
     default: true
   timeout:
@@ -70,6 +91,7 @@ attributes:
 seealso:
   - module: kvmft.core.ft_vm_info
   - module: kvmft.core.ft_failover
+  - module: kvmft.core.ft_secondary
 """
 
 EXAMPLES = r"""
@@ -83,6 +105,23 @@ EXAMPLES = r"""
     name: db1
     options:
       interval_ms: 10
+
+- name: Keep it on three hosts of many, with the secondary on node-c; moves it there if it is elsewhere
+  kvmft.core.ft_vm:
+    name: db1
+    allowed_hosts: [node-a, node-b, node-c]
+    secondary: node-c
+
+- name: Enable a VM that may be off, and say whether it is protected now
+  kvmft.core.ft_vm:
+    name: db2
+    options:
+      sync_mib_s: 100
+  register: db2
+
+- name: Say so
+  ansible.builtin.debug:
+    msg: "{{ 'protected' if db2.protected else db2.reason }}"
 
 - name: Suspend protection during maintenance of the other host
   kvmft.core.ft_vm:
@@ -113,11 +152,29 @@ status:
     secondary:
       description: Host of the secondary.
       type: str
+    allowed_hosts:
+      description: Hosts that may run the VM or have its secondary. Empty for all.
+      type: list
+      elements: str
+    switched_off:
+      description: Whether the VM is switched off; then it is protected once it is started.
+      type: bool
   sample:
     vm: db1
     state: protected
     primary: node-a
     secondary: node-b
+    allowed_hosts: []
+    switched_off: false
+protected:
+  description: Whether the VM is protected now. In check mode, whether it is before the change.
+  returned: success, or when the wait timed out
+  type: bool
+reason:
+  description: Why the VM is in its state.
+  returned: success, or when the wait timed out
+  type: str
+  sample: the VM is off; protection begins when it is started
 code:
   description: Short name of the error.
   returned: failure
@@ -144,12 +201,12 @@ from ansible_collections.kvmft.core.plugins.module_utils._control import Control
 POLL = 0.25  # seconds between two looks at the status
 
 
-def _wait(control: Control, name: str, state: str, timeout: int) -> tuple[dict[str, t.Any], bool]:
-    """The last status, and whether it is `state`, after at most `timeout` seconds."""
-    until = time.monotonic() + timeout
+def _wait(control: Control, params: dict[str, t.Any]) -> tuple[dict[str, t.Any], bool]:
+    """The last status, and whether it is as asked for, after at most `timeout` seconds."""
+    until = time.monotonic() + params["timeout"]
     while True:
-        status = control.ask("vm_status", vm=name)
-        if _desired.reached(status, state):
+        status = control.ask("vm_status", vm=params["name"])
+        if _desired.reached(status, params["state"], params["secondary"]):
             return status, True
         if _desired.hopeless(status) or time.monotonic() >= until:
             return status, False
@@ -162,26 +219,28 @@ def run(module: AnsibleModule, control: Control) -> None:
     name, state = params["name"], params["state"]
     status = control.ask("vm_status", vm=name)
     try:
-        plan = _desired.plan(status, state, params["secondary"], params["options"])
+        plan = _desired.plan(
+            status, state, params["secondary"], params["options"], params["allowed_hosts"]
+        )
     except ValueError as error:
         module.fail_json(msg=f"VM {name}: {error}.", code="not_possible", status=status)
-    result: dict[str, t.Any] = {"changed": plan.changed, "status": status}
+    result: dict[str, t.Any] = {"changed": plan.changed}
     if module._diff:
         result["diff"] = {"before": plan.before, "after": plan.after}
     for op, args in plan.requests:
-        answer = control.ask(op, vm=name, check=module.check_mode, **args)
-        result["status"] = answer["status"]
+        status = control.ask(op, vm=name, check=module.check_mode, **args)["status"]
+    done = True
     if params["wait"] and not module.check_mode:
-        result["status"], done = _wait(control, name, state, params["timeout"])
-        if not done:
-            last = result["status"]
-            module.fail_json(
-                msg=f"VM {name} did not become {state} within {params['timeout']} s: it is "
-                f"{last.get('state')} ({last.get('reason')}). The VM runs on and the agent goes on "
-                f"trying; see `kvmft events --vm {name}`, or raise timeout.",
-                code="timeout",
-                **result,
-            )
+        status, done = _wait(control, params)
+    result.update(_desired.outcome(status))
+    if not done:
+        module.fail_json(
+            msg=f"VM {name} did not become {state} within {params['timeout']} s: it is "
+            f"{status.get('state')} ({status.get('reason')}). The VM runs on and the agent goes on "
+            f"trying; see `kvmft events --vm {name}`, or raise timeout.",
+            code="timeout",
+            **result,
+        )
     module.exit_json(**result)
 
 
@@ -192,6 +251,7 @@ def main() -> None:
             "name": {"type": "str", "required": True, "aliases": ["vm"]},
             "state": {"type": "str", "choices": ["enabled", "suspended", "disabled"], "default": "enabled"},
             "secondary": {"type": "str"},
+            "allowed_hosts": {"type": "list", "elements": "str"},
             "options": {
                 "type": "dict",
                 "options": {
@@ -200,6 +260,7 @@ def main() -> None:
                     "detection_ms": {"type": "float"},
                     "hold_bound_ms": {"type": "float"},
                     "agent_grace_ms": {"type": "float"},
+                    "sync_mib_s": {"type": "float"},
                 },
             },
             "wait": {"type": "bool", "default": True},

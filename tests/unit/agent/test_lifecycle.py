@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,29 @@ def test_a_vm_whose_qemu_ends_again_and_again_is_not_paired_at_once(
     step(m)
     assert m.shown[0] == "need_secondary" and "times" in m.shown[1]
     assert launched.configs == []
+
+
+def test_a_vm_that_is_off_on_purpose_says_so_and_one_that_ended_does_not(
+    tmp_path: Path, boot: Boot, launched: Launched
+) -> None:
+    a = agent(tmp_path)
+    m = managed(a, may_start=True, running=True, boot="boot-1")
+    step_running = m.status(True)
+    assert not step_running["switched_off"]
+    off(a)
+    assert not m.status(False)["switched_off"], "nobody looked yet"
+    step(m)
+    assert m.status(False)["switched_off"] and m.status(False)["state"] == "need_secondary"
+    m.state.may_start, m.state.running = False, True
+    assert not m.status(False)["switched_off"], "its secondary may have taken over"
+
+
+def test_the_allowed_hosts_are_the_same_list_on_every_host(tmp_path: Path) -> None:
+    a = agent(tmp_path)
+    m = managed(a, allowed=["b"])
+    assert m.status(True)["allowed_hosts"] == ["a", "b"]
+    b = ManagedVm(a, type(m.state)("v", "u", peer="a", role="secondary",
+                                   allowed=m._allowed_there("b")))  # fmt: skip
+    b._agent.config = dataclasses.replace(a.config, host="b")
+    assert b.status(False)["allowed_hosts"] == ["a", "b"]
+    assert managed(a).status(True)["allowed_hosts"] == []

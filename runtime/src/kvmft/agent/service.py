@@ -211,7 +211,8 @@ class Agent:
         return {
             "vm": vm, "uuid": found.domain.uuid, "state": "disabled", "reason": "not turned on",
             "desired": "disabled", "role": "none", "primary": self.config.host, "secondary": None,
-            "accelerator": found.domain.accelerator, "running": found.running, "options": {},
+            "accelerator": found.domain.accelerator, "running": found.running,
+            "switched_off": not found.running, "options": {}, "allowed_hosts": [],
             "arbiter": {"type": self.config.arbiter["type"], "ok": self.arbiter_ok},
         }  # fmt: skip
 

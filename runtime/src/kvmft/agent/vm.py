@@ -791,6 +791,14 @@ class ManagedVm:
         self.exposure.tick(wanted and self.shown[0] != "protected", wanted)
 
     @property
+    def is_off(self) -> bool:
+        """True while the VM is switched off here on purpose: nothing takes over, nothing is tried."""
+        state = self.state
+        return state.role == "primary" and state.may_start and (
+            self._off_since is not None and not state.running
+        )
+
+    @property
     def protects(self) -> bool:
         """True while a worker looks after the running VM here."""
         return self.worker is not None and self._worker_role == "primary"
@@ -802,6 +810,8 @@ class ManagedVm:
         if self.worker is None and state.desired == "suspended":
             shown = ("suspended", "suspended on request")
         primary = host if state.role == "primary" else state.peer
+        # The same list on every host: those that may run the VM or have its standby.
+        allowed = sorted({*state.allowed, host}) if state.allowed else []
         return {
             "vm": state.vm, "uuid": state.uuid, "state": shown[0], "reason": shown[1],
             "desired": state.desired, "role": state.role, "primary": primary,
@@ -809,7 +819,9 @@ class ManagedVm:
             **{name: self.figures.get(name) for name in FIGURES},
             "unprotected_seconds": round(self.exposure.seconds, 1),
             "unprotected_seconds_month": round(self.exposure.this_month, 1),
-            "accelerator": self.accelerator, "running": running, "options": state.options,
+            "accelerator": self.accelerator, "running": running,
+            "switched_off": self.is_off and not running, "options": state.options,
+            "allowed_hosts": allowed,
             "arbiter": {"type": self._agent.config.arbiter["type"], "ok": self._agent.arbiter_ok},
         }  # fmt: skip
 

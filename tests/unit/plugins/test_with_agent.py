@@ -1,0 +1,135 @@
+"""The modules against the agent itself, on its own control protocol; only host and worker are made up."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmft.agent.lines import MAX_LINE, serve
+from kvmft.agent.service import Agent
+from kvmft.agent.vm import ManagedVm
+from tests.unit.agent.test_agent_safety import FakeHost, FakeWorker
+from tests.unit.agent.test_agent_safety import agent as agent_of_a_host
+
+Run = Callable[..., dict[str, Any]]
+
+
+class OneVm(FakeHost):
+    """A host with one VM, `v`, that is off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = False
+
+    def find(self, vm: str) -> Any:
+        domain = types.SimpleNamespace(uuid="u", accelerator="tcg")
+        return types.SimpleNamespace(domain=domain, running=self.running, xml="", live=None)
+
+    def disk_sizes(self, vm: str, domain: Any) -> list[dict[str, Any]]:
+        return []
+
+    def qemu_of(self, found: Any) -> str:
+        return "7.2.22"
+
+    def request(self, domain: Any) -> Any:
+        return types.SimpleNamespace(to_dict=dict)
+
+
+class Peers:
+    """Other hosts that take everything."""
+
+    async def call(self, peer: str, op: str, **args: Any) -> dict[str, Any]:
+        return {"memory": 1, "lacking": []}
+
+
+async def _pair(vm: ManagedVm) -> None:
+    """In place of a standby and a sync: protected at once, by a later generation."""
+    vm.state.peer = vm.state.peer or "b"
+    vm.state.may_start = False
+    vm.worker, vm._worker_role = FakeWorker(vm, "detached"), "primary"
+    vm.figures = {"generation": int(vm.figures.get("generation") or 0) + 1}
+    vm._show("protected", "paired")
+
+
+async def _no_findings(self: Agent, *_args: Any) -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    """An agent of host `a` with peers `b` and `c`, that serves and keeps its VMs moving."""
+    monkeypatch.setattr(ManagedVm, "_pair", _pair)
+    monkeypatch.setattr(Agent, "_findings", _no_findings)
+    monkeypatch.setattr("kvmft.agent.service.LOOP", 0.05)
+    monkeypatch.setattr("kvmft.agent.vm.boot_id", lambda: "boot")
+    monkeypatch.setattr("kvmft.agent.exposure.boot_id", lambda: "boot")
+    made = agent_of_a_host(tmp_path)
+    made.host, made.peers = OneVm(), Peers()
+    peers = {**made.config.peers, "c": made.config.peers["b"]}
+    made.config = dataclasses.replace(made.config, peers=peers)
+    ready, stop = threading.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def live() -> None:
+        loops.append(asyncio.get_running_loop())
+        server = await asyncio.start_unix_server(
+            lambda reader, writer: serve(reader, writer, made._request),
+            str(tmp_path / "real.sock"), limit=MAX_LINE,
+        )  # fmt: skip
+        moving = asyncio.create_task(made._keep_moving())
+        ready.set()
+        await stop.wait()
+        moving.cancel()
+        server.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(live(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield made
+    finally:
+        loops[0].call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+def test_the_life_of_a_vm_with_the_agent_itself(real: Agent, tmp_path: Path, module: Run) -> None:
+    socket = str(tmp_path / "real.sock")
+
+    def step(name: str, again: bool = False, **params: Any) -> dict[str, Any]:
+        """Predict, do, repeat: the prediction is what was done, the repetition changes nothing."""
+        given = {"socket_path": socket, "name": "v", "timeout": 20, **params}
+        predicted = module(name, check=True, diff=True, **given)
+        done = module(name, diff=True, **given)
+        assert not predicted.get("failed") and not done.get("failed"), (predicted, done)
+        assert predicted["changed"] and done["changed"] and predicted["diff"] == done["diff"]
+        assert module(name, **given)["changed"] is again
+        return done
+
+    off = step("ft_vm", allowed_hosts=["a", "b", "c"], options={"sync_mib_s": 50})
+    assert off["protected"] is False and off["status"]["switched_off"], off
+    assert "begins when it is started" in off["reason"]
+    assert off["status"]["options"] == {"sync_mib_s": 50}
+    step("ft_secondary", host="b")
+    real.host.running = True
+    started = module("ft_vm", socket_path=socket, name="v", timeout=20)
+    assert started["protected"] and not started["changed"], "a VM that was just started is not off"
+    assert started["status"]["secondary"] == "b"
+    moved = step("ft_secondary", host="c")
+    assert moved["protected"] and moved["status"]["secondary"] == "c"
+    back = step("ft_vm", secondary="b", allowed_hosts=["a", "b"], options={"interval_ms": 10})
+    assert back["protected"] and back["status"]["secondary"] == "b"
+    assert back["status"]["allowed_hosts"] == ["a", "b"]
+    assert back["status"]["options"] == {"sync_mib_s": 50, "interval_ms": 10}
+    refused = module("ft_secondary", socket_path=socket, name="v", host="c")
+    assert refused["failed"] and "not among allowed_hosts (a, b)" in refused["msg"]
+    assert step("ft_vm", allowed_hosts=[])["status"]["allowed_hosts"] == []
+    assert step("ft_vm", state="suspended")["status"]["state"] == "suspended"
+    assert step("ft_vm", state="enabled")["protected"]
+    assert step("ft_vm", state="disabled")["status"]["state"] == "disabled"
