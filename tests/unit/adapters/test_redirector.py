@@ -54,12 +54,12 @@ class Machine:
              "-netdev", self._netdev("stand-in", "guest"),
              "-netdev", "hubport,id=hub-guest,hubid=1,netdev=stand-in"],
         )  # fmt: skip
+        self._monitor = socket.socket(socket.AF_UNIX)
         for _ in range(500):
-            if monitor.exists():
+            # The file is there before QEMU listens.
+            if self._monitor.connect_ex(str(monitor)) == 0:
                 break
             self.turn(0.01)
-        self._monitor = socket.socket(socket.AF_UNIX)
-        self._monitor.connect(str(monitor))
         self._lines = self._monitor.makefile("r")
         self._lines.readline()
         self.qmp("qmp_capabilities")
