@@ -245,7 +245,7 @@ class Agent:
     async def _enable(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
         options = check_options(args.get("options") or {}, "options")
         wanted = str(args.get("secondary") or "")
-        allowed = _hosts(args.get("allowed_hosts"))
+        allowed = _hosts(args.get("allowed_hosts"), self.config.host)
         permitted(self.config.peers, [wanted, *(allowed or [])] if wanted else allowed or [])
         known = self._vms.get(vm)
         if known is not None and known.state.role == "secondary":
@@ -478,10 +478,15 @@ def _name(args: dict[str, Any]) -> str:
     return name
 
 
-def _hosts(value: Any) -> list[str] | None:
-    """A list of host names, or None where none was given."""
+def _hosts(value: Any, here: str) -> list[str] | None:
+    """The other ones of a list of host names, or None where no list was given. `here`, which runs the
+    VM, may be in it: the list is then the same wherever the VM runs."""
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise KvmftError("bad_request", f"allowed_hosts is {value!r}.", "Give a list of host names.")
-    return sorted(value)
+    others = sorted({each for each in value if each != here})
+    if value and not others:
+        raise KvmftError("bad_request", f"allowed_hosts has only {here}, which runs the VM.",
+                         "Add a host for the secondary.")  # fmt: skip
+    return others
