@@ -227,8 +227,9 @@ def _disk_fault(kind: str) -> Injection:
         (ground.fill_pool if kind == "full" else ground.break_disk)(sides.secondary)
         try:
             with ground.many_writes():
+                # A write has to reach a block of the device that has no space behind it first.
                 wait_until(f"{sides.primary} shows that the secondary is lost",
-                           lambda: watch.shown(sides.primary, "need_secondary"), 15)  # fmt: skip
+                           lambda: watch.shown(sides.primary, "need_secondary"), 45)  # fmt: skip
             watch.note(f"unprotected {time.monotonic() - begun:.1f} s after the fault")
         except Broken as error:
             watch.problem(str(error))
