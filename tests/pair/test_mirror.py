@@ -18,6 +18,24 @@ def perform_or_break(self, data):
 nbd._Connection._perform = perform_or_break
 """
 
+LATE_ANSWERS = """
+import kvmft.adapters.qmp as qmp
+batch = qmp.SocketMonitor.batch
+under_way = []
+def late(self, commands, done):
+    def answered(replies):
+        under_way.pop()
+        done(replies)
+    if len(commands) == 2:  # the stop and the device state of a checkpoint
+        under_way.append(commands)
+        batch(self, commands, lambda replies: self._reactor.call_later(0.05, lambda: answered(replies)))
+        return
+    if commands[0].name == "block-job-cancel" and under_way:
+        open({seen!r}, "w").close()
+    batch(self, commands, done)
+qmp.SocketMonitor.batch = late
+"""
+
 
 def test_a_vm_that_writes_survives_being_turned_off_again_and_again(pair: Pair) -> None:
     for _ in range(CYCLES):
@@ -38,3 +56,17 @@ def test_a_mirror_that_breaks_ends_protection_and_not_the_vm(pair: Pair) -> None
     assert failing["reason"] == "the mirror of disk vda broke: the client's request is malformed"
     primary.wait(msg="done", outcome="failed")
     pair.wait_for_counts(pair.primary_vm.counts[-1] + 256)
+
+
+def test_nothing_is_let_go_inside_a_checkpoint(pair: Pair) -> None:
+    seen = pair.root / "inside"
+    for _ in range(CYCLES):
+        secondary, port = pair.start_secondary()
+        primary = pair.start_primary(port, patch=LATE_ANSWERS.format(seen=str(seen)))
+        primary.wait(msg="state", state="protected")
+        primary.send(cmd="stop")
+        primary.wait(msg="done", outcome="detached")
+        secondary.stop()
+        pair.renew_standby()
+        assert not seen.exists(), "mirrors were cancelled while a checkpoint was about to end in cont"
+        pair.wait_for_counts(pair.primary_vm.counts[-1] + 256)

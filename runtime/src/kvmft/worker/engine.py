@@ -72,6 +72,10 @@ class Engine:
         self._on_failed = on_failed
         self._buffer = PageBuffer()
         self.stay_stopped = False
+        self.busy = False
+        """True while a checkpoint or a round is under way."""
+        self.holds_vm = False
+        """True from a stop of ours until the VM is known to run again; also after a failure."""
         self.on_progress: Callable[[], None] = lambda: None
         """Called again and again while an audit hashes memory."""
 
@@ -91,6 +95,7 @@ class Engine:
         captured packets, which by then are all in our socket (QEMU's main loop writes them before
         it answers `stop`).
         """
+        self.busy = self.holds_vm = True
         begun = self._reactor.now()
         parts: list[bytes | bytearray | memoryview] = []
         count = 0
@@ -129,6 +134,7 @@ class Engine:
 
         def running(replies: list[Reply], digests: bytes | None) -> None:
             if not self._refused(replies):
+                self.busy, self.holds_vm = False, not replies
                 pause = self._reactor.now() - begun
                 done(Checkpoint(epoch, parts, count, pause, digests))
 
@@ -139,18 +145,24 @@ class Engine:
         """Scan dirty memory in a short stop; `done` gets the ranges (n, 2) and the pause.
 
         The caller copies while the VM runs: a page that changes meanwhile is dirty again and is
-        part of a later round or of the first checkpoint, which alone must be consistent.
+        part of a later round or of the first checkpoint, which alone must be consistent. With
+        `stay_stopped` the VM stays stopped.
         """
+        self.busy = self.holds_vm = True
         begun = self._reactor.now()
 
         def stopped(replies: list[Reply]) -> None:
             if self._refused(replies):
                 return
             ranges = self._memory.collect()
-            self._batch([command("cont")], lambda replies: running(replies, ranges))
+            if self.stay_stopped:
+                running([], ranges)
+            else:
+                self._batch([command("cont")], lambda replies: running(replies, ranges))
 
         def running(replies: list[Reply], ranges: np.ndarray) -> None:
             if not self._refused(replies):
+                self.busy, self.holds_vm = False, not replies
                 done(ranges, self._reactor.now() - begun)
 
         self._batch([command("stop")], stopped)
@@ -166,11 +178,13 @@ class Engine:
         try:
             self._monitor.batch(commands, done)
         except MonitorError as error:
+            self.busy = False
             self._on_failed(str(error))
 
     def _refused(self, replies: list[Reply]) -> bool:
         for reply in replies:
             if "error" in reply:
+                self.busy = False
                 self._on_failed(f"QEMU refused a checkpoint: {reply['error'].get('desc')}")
                 return True
         return False

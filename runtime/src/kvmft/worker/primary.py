@@ -58,6 +58,8 @@ MIRRORS_EVERY = 2.0
 FIRST_SYNC_PATIENCE = 5.0
 """Seconds of silence that are borne until there is a pair."""
 RELEASE_BOUND = 2.0
+CHECKPOINT_BOUND = 5.0
+"""Seconds that a checkpoint under way is waited for before output and mirrors are let go."""
 CLAIMS = {
     ev.Purpose.CREATE: "asks the arbiter for the VM's first record",
     ev.Purpose.PAIR: "asks the arbiter to record the pair",
@@ -686,15 +688,26 @@ class PrimaryWorker:
 
     @contextmanager
     def _vm_stopped(self) -> Iterator[None]:
-        """Stop the VM, if it runs, for what must not meet a packet or a write under way."""
+        """Stop the VM, if it runs, for what must not meet a packet or a write under way.
+
+        A checkpoint under way is waited for, and kept from letting the VM run again meanwhile.
+        """
         assert self.monitor is not None
+        engine = self.engine
+        held = paused = False
+        if engine is not None:
+            held, paused = engine.holds_vm, engine.stay_stopped
+            engine.stay_stopped = True
+            self.reactor.run_until(lambda: not engine.busy, CHECKPOINT_BOUND)
         running = bool(self.monitor.execute("query-status")["running"])
         if running:
             self.monitor.execute("stop")
         try:
             yield
         finally:
-            if running:
+            if engine is not None:
+                engine.stay_stopped, engine.holds_vm = paused, False
+            if (running or held) and not paused:
                 self.monitor.execute("cont")
 
     def _mirrors(self) -> set[str]:
