@@ -84,3 +84,30 @@ def test_a_planned_switchover_is_told(pair: Pair, tmp_path: Path) -> None:
     told = incidents(tmp_path / "logs", {"node-a": [primary], "node-b": [secondary]})[-1]
     assert (told.kind, told.lacking()) == ("switchover", ["protected"])
     primary.send(cmd="release")
+
+
+DIES_IN_A_CHECKPOINT = """
+import os, signal
+import kvmft.adapters.memory as memory
+collect = memory.GuestMemory.collect
+def collect_and_kill(self):
+    found = collect(self)
+    if os.path.exists({flag!r}):
+        os.kill(self._pid, signal.SIGKILL)
+        import select
+        gone = select.poll()
+        gone.register(os.pidfd_open(self._pid), select.POLLIN)
+        gone.poll(2000)
+    return found
+memory.GuestMemory.collect = collect_and_kill
+"""
+
+
+def test_a_vm_that_dies_inside_a_checkpoint_is_taken_over_at_once(pair: Pair) -> None:
+    flag = pair.root / "die"
+    primary, secondary = pair.protect(primary_patch=DIES_IN_A_CHECKPOINT.format(flag=str(flag)))
+    flag.touch()
+    secondary.wait(msg="done", outcome="activated")
+    assert primary.wait(msg="event", event="vm_died")["reason"] == "QEMU died on the primary"
+    reasons = {message["reason"] for message in secondary.messages if message["msg"] == "state"}
+    assert "the primary's agent did not come back" not in reasons, "it waited for an agent that was there"

@@ -36,6 +36,20 @@ def _first_line(sock: socket.socket) -> dict[str, object]:
     return line
 
 
+def _run(
+    reactor: Reactor, worker: PrimaryWorker | SecondaryWorker | ClaimWorker
+) -> None:
+    """Until the worker is done. A step of the primary's that fails is told to its machine, which then
+    leaves the pair in order: often it is QEMU that died under it. The second time it is given up."""
+    try:
+        reactor.run()
+    except (KvmftError, OSError) as error:
+        if not isinstance(worker, PrimaryWorker):
+            raise
+        worker.step_failed(str(error))
+        reactor.run()
+
+
 def main() -> int:
     """Run one worker until it is done; the exit code is 0 also for a failover that was lost."""
     die_with_agent()
@@ -69,7 +83,7 @@ def main() -> int:
         gc.collect()
         gc.freeze()
         gc.disable()
-        reactor.run()
+        _run(reactor, worker)
     except KvmftError as error:
         link.event("failed", str(error))
         link.send(msg="done", outcome="failed", reason=str(error))

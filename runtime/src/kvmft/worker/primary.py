@@ -156,6 +156,13 @@ class PrimaryWorker:
         self.reactor.call_later(STATUS_EVERY, self._status_timer)
         self.post(ev.Started(config.create, config.peer_port is not None))
 
+    def step_failed(self, reason: str) -> None:
+        """Something failed outside of an effect, as reading the memory of a VM that just died."""
+        self.link.event("failed", reason)
+        if self.engine is not None:
+            self.engine.busy = False
+        self._failed(reason)
+
     def _failed(self, reason: str) -> None:
         """A step failed. If that is because QEMU is dying, its death is what the machine must hear:
         this side would claim to run alone a VM that is gone, and win against the secondary."""
