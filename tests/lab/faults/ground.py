@@ -267,7 +267,9 @@ class Ground:
         _fill(self.lab.base / host / "kvmft" / "images" / "filler")
 
     def break_disk(self, host: str) -> None:
-        """Writes of `host` into blocks of its storage pool that it did not use before fail with EIO."""
+        """Writes of `host` into blocks of its storage pool that are free now fail with EIO: blocks that
+        were used by earlier files lose what is behind them, and the rest has nothing behind it."""
+        _run("fstrim", str(self.lab.base / host / "kvmft" / "images"))
         _fill(self.lab.base / host / "ram" / "filler")
 
     def mend_disks(self) -> None:
