@@ -29,6 +29,7 @@ class Peers:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._tls: ssl.SSLContext
 
     async def listen(self, handler: PeerHandler) -> asyncio.Server:
         """Answer other agents on the FT address; `handler` gets the caller's name, as its
@@ -41,7 +42,8 @@ class Peers:
                 return
             await serve(reader, writer, partial(handler, callers.pop()))
 
-        tls = context(self._config.tls, server=True)
+        tls = self._tls = context(self._config.tls, server=True)
+        tls.sni_callback = self._read_anew
         address = self._config.addresses["ft"]
         try:
             return await asyncio.start_server(
@@ -53,6 +55,17 @@ class Peers:
                 f"The FT address {address} cannot be listened on: {error}.",
                 "Bring the FT interface up with this address, or correct the inventory.",
             ) from error
+
+    def _read_anew(
+        self, connection: ssl.SSLObject, _name: str | None, _tls: ssl.SSLContext
+    ) -> None:
+        """OpenSSL calls this in each handshake, whether or not the caller names a server: renewed
+        certificates and another CA count from the next connection on, without a restart."""
+        try:
+            self._tls = context(self._config.tls, server=True)
+        except KvmftError:
+            pass  # they are being replaced at this moment: what was read last still holds
+        connection.context = self._tls
 
     async def call(self, peer: str, op: str, **args: Any) -> Any:
         """Ask the agent of host `peer`; KvmftError says which part of the way failed."""
