@@ -22,6 +22,13 @@ TEMPLATES: list[dict[str, Any]] = CATALOGUE["kvmft_awx_templates"]
 WORKFLOWS: list[dict[str, Any]] = CATALOGUE["kvmft_awx_workflows"]
 FOR_THE_CONTROLLER = {"awx.yml"}
 """Playbooks that a person runs beside AWX, and not in it."""
+NOT_ASKED = {
+    "kvmft_wheel": "the wheel is in the image, with the collection",
+    "kvmft_rotate_ca": "a job cannot put another CA into its credential",
+    "kvmft_pki_remove_ca": "the CA is in a credential, and a job's copy of it is thrown away",
+    "kvmft_verify_report": "a file on the controller is thrown away with the job",
+}
+"""What playbooks take, but no survey asks for."""
 
 
 def text_of(playbook: Path) -> str:
@@ -60,7 +67,7 @@ def test_what_a_survey_asks_is_read_by_the_playbook(template: dict[str, Any]) ->
 def test_what_a_playbook_says_that_it_takes_is_asked_by_its_survey(template: dict[str, Any]) -> None:
     head = (ROOT / template["playbook"]).read_text().split("\n- ", 1)[0]
     taken = set(re.findall(r"-e (\w+)=", head)) | ({"kvmft_timeout"} if "kvmft_timeout" in head else set())
-    assert taken <= {question["variable"] for question in template["survey"]}
+    assert taken - set(NOT_ASKED) <= {question["variable"] for question in template["survey"]}
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda each: each["name"])
