@@ -347,9 +347,9 @@ class Ground:
                     f"rm -rf /var/lib/kvmft/vm/{name} /run/kvmft/vm/{name}; virsh -q undefine {name}; "
                     f"rm -f {guests.IMAGES}/*", check=False, timeout=120)  # fmt: skip
         self.sh("witness", "ETCDCTL_API=3 etcdctl --endpoints=https://10.90.0.13:2379 "
-                "--cacert=$(sed -n 's/^ETCD_TRUSTED_CA_FILE=//p' /etc/default/etcd | tr -d '\"') "
-                "--cert=$(sed -n 's/^ETCD_CERT_FILE=//p' /etc/default/etcd | tr -d '\"') "
-                "--key=$(sed -n 's/^ETCD_KEY_FILE=//p' /etc/default/etcd | tr -d '\"') "
+                "--cacert=$(sed -n 's/^ETCD_TRUSTED_CA_FILE=//p' /etc/kvmft/etcd.env | tr -d '\"') "
+                "--cert=$(sed -n 's/^ETCD_CERT_FILE=//p' /etc/kvmft/etcd.env | tr -d '\"') "
+                "--key=$(sed -n 's/^ETCD_KEY_FILE=//p' /etc/kvmft/etcd.env | tr -d '\"') "
                 "del --prefix /kvmft/")  # fmt: skip
         for host in SERVERS:
             self.sh(host, "systemctl start kvmft-agent")

@@ -14,9 +14,10 @@ import yaml
 ROOT = Path(__file__).parents[3]
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >>{calls}
-unit="${{2%.service}}"
+for unit in "$@"; do :; done
+unit="${{unit%.service}}"
 case "$1" in
-    is-active) [ -e {folder}/"$unit".active ] && echo active && exit 0; echo inactive; exit 3 ;;
+    status) [ -e {folder}/"$unit".active ] || exit 3 ;;
     show) [ -e {folder}/"$unit".active ] && echo ActiveState=active || echo ActiveState=inactive; echo LoadState=loaded ;;
 esac
 """

@@ -37,6 +37,9 @@ class Role:
                 "ansible_connection": "local", "ansible_python_interpreter": sys.executable,
                 "kvmft_observe_rules_file": str(self.rules), "kvmft_observe_service": "",
                 "kvmft_observe_targets_file": str(self.targets),
+                "kvmft_observe_grafana_providers": str(directory / "etc" / "providers"),
+                "kvmft_observe_dashboard_dir": str(directory / "dashboards"),
+                "kvmft_observe_grafana_service": "",
             },
             "children": {
                 "prometheus": {"hosts": {"here": {}}},
@@ -87,13 +90,19 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_check_mode_is_honest_a_second_run_changes_nothing_and_there_is_a_way_back(
     role: Role,
 ) -> None:
+    providers, dashboards = role.rules.parent / "providers", role.directory / "dashboards"
+    providers.mkdir()
     away = ("-e", "kvmft_observe_state=absent")
-    assert role.run("--check")[0] == 2
+    assert role.run("--check")[0] == 5
+    assert not role.rules.exists() and not role.targets.exists() and not dashboards.exists()
+    assert [role.run()[0], role.run()[0], role.run("--check")[0]] == [5, 0, 0]
+    provider = yaml.safe_load((providers / "kvmft.yaml").read_text())["providers"][0]
+    found = list(Path(provider["options"]["path"]).glob("*.json"))
+    assert [json.loads(path.read_text())["uid"] for path in found] == ["kvmft"]
+    assert role.run("--check", *away)[0] == 4 and role.rules.exists()
+    assert [role.run(*away)[0], role.run(*away)[0]] == [4, 0]
     assert not role.rules.exists() and not role.targets.exists()
-    assert [role.run()[0], role.run()[0], role.run("--check")[0]] == [2, 0, 0]
-    assert role.run("--check", *away)[0] == 2 and role.rules.exists()
-    assert [role.run(*away)[0], role.run(*away)[0]] == [2, 0]
-    assert not role.rules.exists() and not role.targets.exists()
+    assert not dashboards.exists() and list(providers.iterdir()) == []
 
 
 def test_targets_are_every_hosts_metrics(role: Role) -> None:
@@ -126,14 +135,65 @@ def test_promtool_accepts_the_rules(rules: Path) -> None:
     assert "SUCCESS: 11 rules found" in done.stdout
 
 
-def test_every_metric_of_the_rules_is_one_that_agents_serve(rules: Path, tmp_path: Path) -> None:
-    a, vm = made(tmp_path)
+def served_by_agents(folder: Path) -> set[str]:
+    a, vm = made(folder)
     vm.worker = object()
-    served = set(re.findall(r"^# TYPE (\S+)", text_of(a), re.MULTILINE)) | {"kvmft_peer_up"}
+    return set(re.findall(r"^# TYPE (\S+)", text_of(a), re.MULTILINE)) | {"kvmft_peer_up"}
+
+
+def metrics_of(expression: str) -> set[str]:
+    """The metrics that an expression of PromQL names, without those of labels and sets."""
+    names = re.findall(r"\bkvmft_(?!cluster\b|host\b)\w+", expression)
+    return {re.sub(r"_bucket$", "", name) for name in names}
+
+
+def dashboard() -> dict[str, Any]:
+    return dict(json.loads((ROOT / "roles/observe/files/dashboard.json").read_text()))
+
+
+def expressions() -> list[str]:
+    """Every expression of the dashboard: panels, variables and annotations."""
+    board = dashboard()
+    found = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    found += [each["query"]["query"] for each in board["templating"]["list"]
+              if each["type"] == "query"]  # fmt: skip
+    return found + [each["expr"] for each in board["annotations"]["list"]]
+
+
+def test_the_dashboard_shows_every_metric_of_agents_and_no_other(tmp_path: Path) -> None:
+    used = set().union(*(metrics_of(each) for each in expressions()))
+    assert used == served_by_agents(tmp_path)
+
+
+def test_prometheus_understands_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+    values = {"$__rate_interval": "1m", "$cluster": "c", "$vm": "db1"}
+    rows = []
+    for number, each in enumerate(expressions()):
+        if not each.startswith("label_values"):
+            for name, value in values.items():
+                each = each.replace(name, value)
+            rows.append({"record": f"kvmft:{number}", "expr": each})
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "d", "rules": rows}]}))
+    done = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], text=True,
+                          capture_output=True, check=False, timeout=60)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"SUCCESS: {len(rows)} rules found" in done.stdout and len(rows) > 20
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
+    panels = dashboard()["panels"]
+    assert len({each["id"] for each in panels}) == len(panels)
+    cells = [(x, y) for each in panels for where in [each["gridPos"]]
+             for x in range(where["x"], where["x"] + where["w"])
+             for y in range(where["y"], where["y"] + where["h"])]  # fmt: skip
+    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+
+
+def test_every_metric_of_the_rules_is_one_that_agents_serve(rules: Path, tmp_path: Path) -> None:
+    served = served_by_agents(tmp_path)
     used = set()
     for rule in yaml.safe_load(rules.read_text())["groups"][0]["rules"]:
-        names = re.findall(r"\bkvmft_(?!cluster|host)\w+", rule["expr"])
-        used |= {re.sub(r"_bucket$", "", name) for name in names}
+        used |= metrics_of(rule["expr"])
     assert len(used) >= 10 and used <= served, used - served
 
 
