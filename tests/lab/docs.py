@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.lab import release
 from tests.lab.lab import ROOT
 
-BIN = Path(sys.executable).parent
 FOLDER = ROOT / "build" / "docs"
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "roles/*/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md")
 """Hand-written pages; they lie in the site as they do in the repository, so that their links hold."""
 
 
@@ -28,22 +25,27 @@ def build(folder: Path = FOLDER) -> Path:
             target = source / page.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(page, target)
-    for name in ("conf.py", "index.md"):
+    for name in ("conf.py", "index.md", "ansible.rst"):
         shutil.copy(ROOT / "docs" / "site" / name, source / name)
     collection = source / "collection"
     collection.mkdir()
-    _run("antsibull-docs", "collection", "--use-current", "--squash-hierarchy", "--fail-on-error",
+    release.run("antsibull-docs", "collection", "--use-current", "--squash-hierarchy", "--fail-on-error",
          "--dest-dir", str(collection), "kvmft.core")  # fmt: skip
-    _run("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going", "-j", "2", "-b", "html",
+    (source / "playbooks.rst").write_text(playbooks())
+    release.run("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going", "-j", "2", "-b", "html",
          "-d", str(folder / "doctrees"), str(source), str(folder / "html"))  # fmt: skip
     return folder / "html" / "index.html"
 
 
-def _run(program: str, *arguments: str) -> None:
-    collections = ROOT / "build" / "collections"
-    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(collections), "ANSIBLE_HOME": str(ROOT / "build/ansible"),
-                   "PATH": f"{BIN}:{os.environ['PATH']}"}  # fmt: skip
-    done = subprocess.run([str(BIN / program), *arguments], env=environment, capture_output=True, text=True,
-                          check=False)  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"{program} complains:\n{done.stdout[-4000:]}{done.stderr[-6000:]}")
+def playbooks() -> str:
+    """A page with what each playbook says of itself at its head."""
+    lines = ["Playbooks", "=========", "", "Run one with ``ansible-playbook -i INVENTORY kvmft.core.NAME``.", ""]
+    for path in sorted((ROOT / "playbooks").glob("*.yml")):
+        name, head = path.stem, []
+        for line in path.read_text().splitlines()[1:]:
+            if not line.startswith("#"):
+                break
+            head.append(f"   {line.removeprefix('#').strip()}")
+        lines += [f".. _ansible_collections.kvmft.core.{name}_playbook:", "", name, "-" * len(name), "",
+                  ".. code-block:: text", "", *head, ""]  # fmt: skip
+    return "\n".join(lines)
