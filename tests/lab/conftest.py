@@ -7,8 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import cli, guests
+from tests.lab import cli, guests, snapshot
 from tests.lab.lab import Lab
+
+BEFORE: dict[str, snapshot.Snapshot] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that takes everything from the lab's servers comes last."""
+    items.sort(key=lambda item: "test_uninstall.py" in item.nodeid)
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +25,7 @@ def lab() -> Iterator[Lab]:
     made.down()
     try:
         made.up()
+        BEFORE.update({host: snapshot.take(made, host) for host in made.hosts})
         cli.site(made, quiet=True)
         yield made
     finally:
@@ -31,3 +39,9 @@ def quick(lab: Lab) -> guests.Guest:
     guests.start(lab, "node-a", guests.QUICK)
     guests.wait_up(lab, guests.QUICK)
     return guests.QUICK
+
+
+@pytest.fixture(scope="session")
+def before_site(lab: Lab) -> dict[str, snapshot.Snapshot]:
+    """What the lab's servers were before site.yml ran."""
+    return BEFORE

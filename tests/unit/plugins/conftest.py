@@ -83,6 +83,8 @@ class FakeAgent:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.refusals: dict[str, dict[str, Any]] = {}
         self.raw: bytes | None = None
+        self.version = "0.1.0"
+        self.probes = [{"probe": "kernel", "ok": True, "detail": "", "remedy": ""}]
 
     @property
     def vm(self) -> dict[str, Any]:
@@ -128,9 +130,9 @@ class FakeAgent:
             case "vm_check":
                 return {"findings": []}
             case "host_info":
-                return {"host": self.host, "version": "0.1.0", "peers": {}, "vms": []}
+                return {"host": self.host, "version": self.version, "peers": {}, "vms": []}
             case "doctor":
-                return [{"probe": "kernel", "ok": True, "detail": "", "remedy": ""}]
+                return self.probes
             case "events_cluster":
                 return {"events": self.world.events, "hosts": {}}
         kept = copy.deepcopy(vars(self.world))
