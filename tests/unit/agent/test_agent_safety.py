@@ -16,6 +16,7 @@ from kvmft.agent.config import parse
 from kvmft.agent.events import EventLog
 from kvmft.agent.farewells import Farewells
 from kvmft.agent.host import Host
+from kvmft.agent.maintenance import Maintenance
 from kvmft.agent.service import Agent
 from kvmft.agent.store import Store, VmState
 from kvmft.agent.vm import ManagedVm
@@ -96,6 +97,7 @@ def agent(tmp_path: Path) -> Agent:
     made.events = EventLog(str(tmp_path / "ev" / "events.jsonl"), "a")
     made.peers = FakePeers()
     made.arbiter_ok, made.arbiter_reason, made._vms = True, "", {}
+    made.maintenance = Maintenance(str(tmp_path / "maintenance.json"), "a")
     made.farewells = Farewells(
         str(tmp_path / "farewells.json"), made._tell_to_discard,
         made.events.add,

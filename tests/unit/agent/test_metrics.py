@@ -104,7 +104,7 @@ def test_the_exposition_parses_and_every_metric_is_there(tmp_path: Path) -> None
     text = text_of(a)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert set(families) == {
-        "kvmft_build_info", "kvmft_libvirt_up", "kvmft_arbiter_up",
+        "kvmft_build_info", "kvmft_libvirt_up", "kvmft_arbiter_up", "kvmft_host_maintenance",
         "kvmft_certificate_expiry_seconds", "kvmft_vm_state", "kvmft_vm_generation",
         "kvmft_vm_running_here", "kvmft_vm_protection_wanted", "kvmft_vm_protected",
         "kvmft_vm_unprotected_seconds", "kvmft_failovers", "kvmft_vm_epochs", "kvmft_vm_pages",
