@@ -103,6 +103,33 @@ def plan_restart(status: dict[str, t.Any]) -> Plan:
     )
 
 
+def plan_host(now: dict[str, t.Any], state: str, reason: str | None) -> Plan:
+    """From the maintenance `now` of a host, as its agent tells it, to `state`: active or maintenance.
+
+    A `reason` of None leaves the one that is there.
+    """
+    on = state == "maintenance"
+    kept = now.get("reason") or ""
+    before = {"state": "maintenance" if now.get("on") else "active", "reason": kept}
+    after = {"state": state, "reason": (kept if reason is None else reason) if on else ""}
+    requests = (("host_maintenance", {"on": on, "reason": reason}),) if before != after else ()
+    return Plan(requests, before, after)
+
+
+def on_host(info: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What would have to leave the host of this `host_info`: names of VMs that run there, and of those
+    that have their secondary there. Disks of the past, which never start, may stay."""
+    by_role: dict[str, list[str]] = {"primary": [], "secondary": []}
+    for vm in info.get("vms") or []:
+        if vm.get("role") in by_role and not vm.get("switched_off"):
+            by_role[vm["role"]].append(vm["vm"])
+    return {
+        "primaries": sorted(by_role["primary"]),
+        "secondaries": sorted(by_role["secondary"]),
+        "empty": not any(by_role.values()),
+    }
+
+
 def refuses_failover(status: dict[str, t.Any], target: str, mode: str) -> str | None:
     """Why a failover to `target` would be refused or come to nothing now, or None."""
     state = status.get("state")

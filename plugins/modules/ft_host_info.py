@@ -23,6 +23,8 @@ attributes:
     support: full
   diff_mode:
     support: none
+seealso:
+  - module: kvmft.core.ft_host
 """
 
 EXAMPLES = r"""
@@ -64,7 +66,7 @@ host:
       description: C(kvm) where this host's /dev/kvm starts a QEMU, else C(tcg).
       type: str
     peers:
-      description: The other hosts of the cluster by name. Each has C(reachable) and C(version), and if it is not reachable C(reason).
+      description: The other hosts of the cluster by name. Each has C(reachable) and C(version), and if it is not reachable C(reason), else whether it is in C(maintenance).
       type: dict
     arbiter:
       description: What decides who runs a VM.
@@ -79,6 +81,19 @@ host:
         reason:
           description: Its version, or why it cannot be asked.
           type: str
+    maintenance:
+      description: Whether the host is in maintenance, so that no new secondary is placed on it; see M(kvmft.core.ft_host).
+      type: dict
+      contains:
+        "on":
+          description: Whether it is.
+          type: bool
+        reason:
+          description: What was given as the reason.
+          type: str
+        since:
+          description: Unix time at which it began. Null when it is not in maintenance.
+          type: float
     vms:
       description: Status of each VM that kvmft knows on this host; see M(kvmft.core.ft_vm_info) for the fields.
       type: list
@@ -95,10 +110,15 @@ host:
       node-b:
         reachable: true
         version: 0.1.0
+        maintenance: false
     arbiter:
       type: etcd
       ok: true
       reason: etcd 3.4.23
+    maintenance:
+      "on": false
+      reason: ""
+      since: null
     vms: []
 probes:
   description: What was probed, in the order in which failures should be mended.

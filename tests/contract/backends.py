@@ -100,7 +100,7 @@ class Proxy:
     def _accept(self) -> None:
         while True:
             try:
-                client, _ = self.listener.accept()
+                client, __ = self.listener.accept()
             except OSError:
                 return
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
@@ -145,7 +145,7 @@ class Proxy:
 
     def _read_request(self, client: socket.socket) -> bytes:
         request = _read_message(client)
-        head, _, body = request.partition(b"\r\n\r\n")
+        head, __, body = request.partition(b"\r\n\r\n")
         new = self.rewrite_request(body)
         old_length, new_length = (b"Content-Length: %d" % len(each) for each in (body, new))
         return head.replace(old_length, new_length) + b"\r\n\r\n" + new
@@ -159,7 +159,7 @@ def _read_message(sock: socket.socket) -> bytes:
         if not piece:
             raise OSError("closed")
         data += piece
-    head, _, body = data.partition(b"\r\n\r\n")
+    head, __, body = data.partition(b"\r\n\r\n")
     length = 0
     for line in head.split(b"\r\n"):
         if line.lower().startswith(b"content-length:"):
@@ -206,7 +206,7 @@ class FaultyFiles(Files):
         # The extra name of a request that is held back is not one of the directory's.
         return super().links(name, at) - sum(
             os.path.samestat(os.stat(name, dir_fd=at), os.stat(kept, dir_fd=where))
-            for where, kept, _ in self._held
+            for where, kept, __ in self._held
         )
 
     def release(self) -> None:
@@ -232,7 +232,7 @@ class Backend:
 
     def put(self, uuid: str, value: bytes) -> None:
         """Set the value, whatever there was."""
-        arbiter, _ = self.arbiter()
+        arbiter, __ = self.arbiter()
         key = vm_key(CLUSTER, uuid)
         reply = arbiter.swap(key, None, value)
         while not reply.succeeded:
@@ -240,7 +240,7 @@ class Backend:
 
     def value(self, uuid: str) -> bytes | None:
         """The value as a refused transaction tells it."""
-        arbiter, _ = self.arbiter()
+        arbiter, __ = self.arbiter()
         return arbiter.swap(vm_key(CLUSTER, uuid), b"no value is ever this", b"nor this").current
 
     def save(self) -> None:

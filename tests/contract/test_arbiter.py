@@ -21,7 +21,7 @@ from tests.pair.harness import wait_for
 
 
 def test_a_swap_replaces_exactly_its_base(backend: Backend) -> None:
-    arbiter, _ = backend.arbiter()
+    arbiter, __ = backend.arbiter()
     key = vm_key(CLUSTER, uuid())
     missing = arbiter.swap(key, b"0", b"1")
     assert (missing.succeeded, missing.current) == (False, None)
@@ -34,7 +34,7 @@ def test_a_swap_replaces_exactly_its_base(backend: Backend) -> None:
 
 
 def test_a_record_that_was_taken_away_can_be_created_again_but_not_continued(backend: Backend) -> None:
-    arbiter, _ = backend.arbiter()
+    arbiter, __ = backend.arbiter()
     key = vm_key(CLUSTER, uuid())
     assert arbiter.swap(key, None, b"1").succeeded
     assert arbiter.swap(key, b"0", None).current == b"1"
@@ -46,7 +46,7 @@ def test_a_record_that_was_taken_away_can_be_created_again_but_not_continued(bac
 
 
 def test_positions_only_rise_and_name_the_same_arbiter(backend: Backend) -> None:
-    arbiter, _ = backend.arbiter()
+    arbiter, __ = backend.arbiter()
     key = vm_key(CLUSTER, uuid())
     value, positions = None, []
     for number in range(20):
@@ -66,7 +66,7 @@ def _claim_once(arbiter: Arbiter, key: str, base: bytes, mine: bytes, barrier, r
 
 def test_of_many_processes_exactly_one_wins_each_time(backend: Backend) -> None:
     """Real processes, each with its own descriptors, at the same moment, many times over."""
-    arbiter, _ = backend.arbiter()
+    arbiter, __ = backend.arbiter()
     key = vm_key(CLUSTER, uuid())
     assert arbiter.swap(key, None, b"0").succeeded
     context = multiprocessing.get_context("fork")
@@ -80,7 +80,7 @@ def test_of_many_processes_exactly_one_wins_each_time(backend: Backend) -> None:
         ]  # fmt: skip
         for process in processes:
             process.start()
-        outcomes = [results.get(timeout=60) for _ in processes]
+        outcomes = [results.get(timeout=60) for __ in processes]
         for process in processes:
             process.join(60)
         winners = [mine for mine, won in outcomes if won]
@@ -92,7 +92,7 @@ def test_of_many_processes_exactly_one_wins_each_time(backend: Backend) -> None:
 def test_a_counter_swapped_by_many_takes_each_step_once(backend: Backend) -> None:
     """Four count to 100 together; who is told that it took a step is the only one that took it."""
     key = vm_key(CLUSTER, uuid())
-    first, _ = backend.arbiter()
+    first, __ = backend.arbiter()
     assert first.swap(key, None, b"0 start").succeeded
     taken: list[int] = []
     unclear: list[str] = []
@@ -110,7 +110,7 @@ def test_a_counter_swapped_by_many_takes_each_step_once(backend: Backend) -> Non
                 taken.append(number + 1)
             value = new if reply.succeeded else reply.current or b""
 
-    ways = [backend.arbiter()[0] for _ in range(4)]
+    ways = [backend.arbiter()[0] for __ in range(4)]
     threads = [threading.Thread(target=count, args=(way, f"t{at}")) for at, way in enumerate(ways)]
     for thread in threads:
         thread.start()
@@ -125,7 +125,7 @@ def test_a_counter_swapped_by_many_takes_each_step_once(backend: Backend) -> Non
 
 
 def test_won_the_arbiter_swapped(backend: Backend, tmp_path: Path) -> None:
-    a, _ = pair(backend, tmp_path)
+    a, __ = pair(backend, tmp_path)
     a.client.solo()
     assert str(a.wait()) == "WON"
     assert (a.held.mode, a.held.gen) == (Mode.SOLO, 3)
@@ -145,7 +145,7 @@ def test_won_through_each_fault(backend: Backend, tmp_path: Path, fault: str) ->
 
 def test_won_by_a_record_written_before_a_restart(backend: Backend, tmp_path: Path) -> None:
     """The request was carried out, the answer lost, and the worker killed; then it asks anew."""
-    a, _ = pair(backend, tmp_path)
+    a, __ = pair(backend, tmp_path)
     before = backend.value(a.uuid)
     a.client.solo()
     a.reactor.run_until(lambda: bool(a.client.holdings.written), 5)
@@ -177,7 +177,7 @@ def test_lost_for_good_when_the_other_side_won(backend: Backend, tmp_path: Path)
     a, b = pair(backend, tmp_path)
     b.client.solo()
     assert str(b.wait()) == "WON"
-    for _ in range(2):
+    for __ in range(2):
         a.client.solo()
         verdict = a.wait()
         assert str(verdict) == "LOST" and "node-b holds generation 3" in verdict.reason
@@ -208,7 +208,7 @@ def test_undecided_while_the_pairing_is_still_on_its_way(backend: Backend, tmp_p
 
 @pytest.mark.parametrize("value", [b"", b"garbage", b'{"v":1}'], ids=["empty", "garbage", "other"])
 def test_halt_when_the_record_is_damaged(backend: Backend, tmp_path: Path, value: bytes) -> None:
-    a, _ = pair(backend, tmp_path)
+    a, __ = pair(backend, tmp_path)
     backend.put(a.uuid, value)
     a.client.solo()
     verdict = a.wait()
@@ -216,7 +216,7 @@ def test_halt_when_the_record_is_damaged(backend: Backend, tmp_path: Path, value
 
 
 def test_halt_when_the_record_is_of_another_cluster(backend: Backend, tmp_path: Path) -> None:
-    a, _ = pair(backend, tmp_path)
+    a, __ = pair(backend, tmp_path)
     backend.put(a.uuid, Record("d" * 32, 9, Mode.SOLO, "x", "y", "1" * 32, 0).to_bytes())
     a.client.solo()
     verdict = a.wait()
@@ -224,8 +224,8 @@ def test_halt_when_the_record_is_of_another_cluster(backend: Backend, tmp_path: 
 
 
 def test_halt_when_the_record_is_gone(backend: Backend, tmp_path: Path) -> None:
-    a, _ = pair(backend, tmp_path)
-    arbiter, _ = backend.arbiter()
+    a, __ = pair(backend, tmp_path)
+    arbiter, __ = backend.arbiter()
     assert arbiter.swap(vm_key(CLUSTER, a.uuid), a.held.to_bytes(), None).succeeded
     a.client.solo()
     verdict = a.wait()
@@ -233,7 +233,7 @@ def test_halt_when_the_record_is_gone(backend: Backend, tmp_path: Path) -> None:
 
 
 def test_halt_when_turning_on_finds_a_record(backend: Backend, tmp_path: Path) -> None:
-    a, _ = pair(backend, tmp_path)
+    a, __ = pair(backend, tmp_path)
     stranger = Side(a.reactor, backend.arbiter()[0], tmp_path / "other", "node-b", a.uuid)
     stranger.client.create()
     verdict = stranger.wait()
@@ -241,7 +241,7 @@ def test_halt_when_turning_on_finds_a_record(backend: Backend, tmp_path: Path) -
 
 
 def test_unknown_asks_the_same_again_for_as_long_as_it_takes(backend: Backend, tmp_path: Path) -> None:
-    a, _ = pair(backend, tmp_path)
+    a, __ = pair(backend, tmp_path)
     a = a.restarted(backend.arbiter(in_turn(*["lose request"] * 5))[0])
     a.client.solo()
     asked = a.client.holdings.written
@@ -284,7 +284,7 @@ def test_a_creation_held_back_does_not_bring_back_what_was_turned_off(backend: B
     key = vm_key(CLUSTER, uuid())
     with pytest.raises(Unclear):
         arbiter.swap(key, None, b"1")
-    direct, _ = backend.arbiter()
+    direct, __ = backend.arbiter()
     assert direct.swap(key, None, b"1").succeeded
     assert direct.swap(key, b"1", None).succeeded
     release()
@@ -313,7 +313,7 @@ def test_many_changes_of_generation_one_after_the_other(backend: Backend, tmp_pa
     """Taking over back and forth, more often than old generations are kept."""
     a, b = pair(backend, tmp_path)
     runs, waits = a, b
-    for _ in range(8):
+    for __ in range(8):
         waits.client.solo()
         assert str(waits.wait()) == "WON"
         runs.client.solo()
@@ -328,7 +328,7 @@ def test_many_changes_of_generation_one_after_the_other(backend: Backend, tmp_pa
 
 
 def test_turning_off_takes_the_record_away_and_on_again_creates_one(backend: Backend, tmp_path: Path) -> None:
-    a, _ = pair(backend, tmp_path)
+    a, __ = pair(backend, tmp_path)
     a.client.solo()
     assert str(a.wait()) == "WON"
     a.client.remove(10)

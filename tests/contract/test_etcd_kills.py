@@ -65,7 +65,7 @@ def test_a_claimant_killed_around_its_request(
     if child == 0:
         _claim_and_exit(b, proxy.url)
     proxy.child = child
-    _, status = os.waitpid(child, 0)
+    __, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     if fault == "pass":
         wait_for("the request carried out", lambda: etcd.value(b.uuid) != before)

@@ -40,7 +40,7 @@ class Steps(Files):
 def _operations(directory: Path) -> int:
     """How many file operations a claim takes."""
     backend = FileBackend(directory)
-    a, _ = pair(backend, directory / "state")
+    a, __ = pair(backend, directory / "state")
     steps = Steps()
     counted = a.restarted(FileArbiter(str(backend.directory), steps))
     counted.client.solo()
@@ -70,7 +70,7 @@ def test_a_claimant_killed_at_any_step_leaves_a_right_answer(tmp_path: Path) -> 
         child = os.fork()
         if child == 0:
             _claim_and_exit(b, FileArbiter(str(backend.directory), Steps(fatal)))
-        _, status = os.waitpid(child, 0)
+        __, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         a.client.solo()
         back = b.restarted(backend.arbiter()[0])
@@ -165,7 +165,7 @@ def test_a_link_of_the_past_wins_nothing_also_when_its_name_is_free_again(
     that the name which it aims at was used and removed."""
     backend = FileBackend(tmp_path)
     key = vm_key(CLUSTER, uuid())
-    direct, _ = backend.arbiter()
+    direct, __ = backend.arbiter()
     assert direct.swap(key, None, b"0").succeeded
     late, replies = LateLink(), []
 

@@ -133,7 +133,7 @@ def test_a_good_directory_is_healthy_and_names_the_others(mounted: Path) -> None
     assert health.revisions == {}
     arbiter.swap(vm_key(CLUSTER, "vm-x"), None, b"1")
     assert arbiter.probe(CLUSTER, "node-a").revisions == {"vm-x": 1}
-    left = [name for _, _, names in os.walk(mounted) for name in names]
+    left = [name for __, __, names in os.walk(mounted) for name in names]
     assert sorted(left) == ["gen-1", "identity", "node-a", "node-b"], "the canary left nothing"
 
 

@@ -27,7 +27,7 @@ def measure(accelerator: str) -> dict[str, Any]:
         try:
             wait_for("the guest counting", lambda: pair.primary_vm.counts, 30)
             begun = time.monotonic()
-            primary, _ = pair.protect()
+            primary, __ = pair.protect()
             protected = time.monotonic() - begun
             time.sleep(SECONDS)
             status = primary.wait(msg="status", state="protected")

@@ -11,11 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from tests.lab import container, images, net
+from tests.lab import container, images, net, sanity
 from tests.lab.lab import ROOT, Lab
 
 WHEELS = ROOT / "roles" / "runtime" / "files"
-STAGES = ("lint", "unit", "sim", "contract", "pair", "lab")
+STAGES = ("lint", "sanity", "unit", "sim", "contract", "pair", "lab")
 CONTROLLER_TESTS = "tests/unit/plugins"
 RELEASES = tuple(images.SUITES)
 
@@ -90,9 +90,11 @@ def pytest(*arguments: str) -> int:
 
 def run_stage(stage: str, release: str | None) -> int:
     """Run one stage; its exit code. With `release`, on that Debian: `lab` with such servers, and
-    what needs one machine in a container of it, unless this machine is one. `lint` runs here."""
+    what needs one machine in a container of it, unless this machine is one. `lint` and `sanity` run here."""
     if stage == "lint":
         return lint()
+    if stage == "sanity":
+        return sanity.main()
     if stage == "lab":
         if release is not None:
             os.environ["KVMFT_RELEASE"] = release

@@ -234,8 +234,10 @@ def _report(lab: Lab, rounds: list[Round], log: measure.ClientLog, stored: list[
         "committed_before": last["committed_before"],
         **worst,
         "committed_after": len(log.commits) - last["committed_before"],
-        "commit_ms_protected_or_not": {"p50": round(measure.percentile(latency, 0.5) or 0.0, 2),
-                      "p99": round(measure.percentile(latency, 0.99) or 0.0, 2)},
+        "commit_ms_protected_or_not": {
+            "p50": round(measure.percentile(latency, 0.5) or 0.0, 2),
+            "p99": round(measure.percentile(latency, 0.99) or 0.0, 2),
+        },
         "versions": versions,
         "accelerator": accelerator,
         "rounds": [asdict(each) for each in rounds],

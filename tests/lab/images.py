@@ -46,6 +46,8 @@ KEEP_SECONDS = 3 * 86400
 HERE = Path(__file__).parent
 KEYRINGS = Path("/usr/share/keyrings")
 GUEST_RECIPES = HERE.parent / "guest"
+BUSYBOX = "#!/bin/busybox sh\n"
+"""First line of the recipes *-init: their guests have busybox and no other shell."""
 
 
 def mirror() -> str:
@@ -194,7 +196,7 @@ def postgres_guest() -> Path:
 def quick_guest() -> Path:
     """A folder with `disk.raw`, `kernel` and `initrd` of the busybox guest."""
     kernel_of = postgres_guest()
-    init = (GUEST_RECIPES / "quick-init").read_text()
+    init = BUSYBOX + (GUEST_RECIPES / "quick-init").read_text()
     programs = ("ledger", "service")
     sources = [(GUEST_RECIPES / f"{name}.c").read_text() for name in programs]
 
@@ -245,7 +247,7 @@ def _extract_modules(disk: Path, names: tuple[str, ...], target: Path) -> list[s
 def wide_guest() -> Path:
     """A folder with `disk.raw`, `kernel` and `initrd` of the busybox guest with many drivers."""
     kernel_of = postgres_guest()
-    init = (GUEST_RECIPES / "wide-init").read_text()
+    init = BUSYBOX + (GUEST_RECIPES / "wide-init").read_text()
     programs = {name: (GUEST_RECIPES / f"{name}.c").read_text() for name in ("ledger", "shell", "order")}
 
     def build(directory: Path) -> None:

@@ -174,7 +174,7 @@ class Lab:
 
     def _leave_cgroup(self, host: str) -> None:
         for group in self.cgroups(host):
-            for path, _, _ in os.walk(group, topdown=False):
+            for path, __, __ in os.walk(group, topdown=False):
                 with contextlib.suppress(OSError):
                     os.rmdir(path)
             for above in (group.parent, group.parent.parent):

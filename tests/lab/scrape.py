@@ -43,7 +43,7 @@ def double_active(rounds: Iterable[Round], vm: str) -> list[int]:
     """Numbers of the rounds in which more than one node was active at the same moment."""
     found = []
     for number, round_ in enumerate(rounds):
-        first, second, again = (active(scrape, vm) for _, scrape in round_)
+        first, second, again = (active(scrape, vm) for __, scrape in round_)
         if first and second and again:
             found.append(number)
     return found

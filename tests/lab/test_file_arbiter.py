@@ -78,7 +78,7 @@ def test_a_power_cut_of_the_primary_loses_nothing(shared: Lab) -> None:
     wait_protected(shared, "node-a", guest.name)
     shared.power_off("node-a")
     answers = answers_of(client)
-    numbers = [number for number, _, _ in answers]
+    numbers = [number for number, __, __ in answers]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "an answer was lost"
     assert max(after[2] - before[2] for before, after in pairwise(answers)) < 10
     assert status(shared, "node-b", guest.name)["generation"] == 3

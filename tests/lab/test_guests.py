@@ -96,9 +96,9 @@ def fail_over(lab: Lab, guest: Wide, host: str, kill: Callable[[Lab, str, Wide],
     answers = [answers_of(each) for each in clients]
     other = OTHER[host]
     for each in answers:
-        assert [at for _, _, at in each if at < when], "the client was not heard before the kill"
-        assert [at for _, _, at in each if at > when], "the client was not heard after the kill"
-    for number, record, _ in [row for each in answers for row in each[-10:] + each[:2]]:
+        assert [at for __, __, at in each if at < when], "the client was not heard before the kill"
+        assert [at for __, __, at in each if at > when], "the client was not heard after the kill"
+    for number, record, __ in [row for each in answers for row in each[-10:] + each[:2]]:
         assert read_back(lab, guest, number) == record
     found = status(lab, other, guest.name)
     assert (found["role"], found["primary"]) == ("primary", other)
@@ -433,11 +433,11 @@ def test_machine_type_cpu_and_emulator_are_compared_by_libvirt_on_the_secondary(
     ]
     done = subprocess.run(
         [*lab.ssh_command("node-b"), f"/opt/kvmft/venv/bin/python -c {shlex.quote(ADMIT)}"],
-        input=json.dumps([row for row, _, _ in rows]), capture_output=True, text=True, check=True,
+        input=json.dumps([row for row, __, __ in rows]), capture_output=True, text=True, check=True,
         timeout=90,
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(rows)
-    for found, (_, code, word) in zip(answers, rows, strict=True):
+    for found, (__, code, word) in zip(answers, rows, strict=True):
         assert [each["code"] for each in found] == ([code] if code else [])
         assert not found or word in found[0]["message"]

@@ -20,7 +20,7 @@ def mixed() -> Iterator[Lab]:
     """node-a of the release under test, node-b of another, and the guest on node-a."""
     name = os.environ.get("KVMFT_LAB", "test") + "m"
     release = os.environ.get("KVMFT_RELEASE") or "12"
-    other = next(each for each in images.SUITES if each != release)
+    other = [each for each in images.SUITES if each != release][0]
     made = Lab(name, release, other={"node-b": other})
     made.down()
     try:

@@ -31,7 +31,7 @@ def watch(lab: Lab, seconds: float) -> subprocess.Popen[str]:
 def rounds_of(watcher: subprocess.Popen[str]) -> list[scrape.Round]:
     out, error = watcher.communicate(timeout=180)
     assert watcher.returncode == 0, error
-    return [[(node, found) for node, found in json.loads(line)] for line in out.splitlines()]
+    return [[tuple(each) for each in json.loads(line)] for line in out.splitlines()]
 
 
 def explain(lab: Lab, host: str, vm: str) -> dict[str, Any]:

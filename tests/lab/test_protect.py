@@ -49,7 +49,7 @@ def answers_of(client: subprocess.Popen[str]) -> list[tuple[int, str, float]]:
     """What the client was told; fails when its connection broke."""
     out, error = client.communicate(timeout=120)
     assert client.returncode == 0, error
-    return [(number, record, at) for number, record, at in json.loads(out)]
+    return [tuple(each) for each in json.loads(out)]
 
 
 def status(lab: Lab, host: str, vm: str) -> dict[str, object]:
@@ -85,7 +85,7 @@ def test_ft_network_carries_no_plaintext(lab: Lab, protected: guests.Guest) -> N
     lab.run("node-b", "rm -f /tmp/ft.pcap; nohup timeout 6 tcpdump -i ft0 -s 0 -U -w /tmp/ft.pcap "
             ">/dev/null 2>&1 & sleep 1")  # fmt: skip
     answers = answers_of(ledger(lab, protected, 3, MARKER))
-    assert any(MARKER in record for _, record, _ in answers)
+    assert any(MARKER in record for __, record, __ in answers)
     time.sleep(3)
     size = int(lab.run("node-b", "stat -c %s /tmp/ft.pcap"))
     assert size > 100_000, "the capture holds no FT log"
@@ -117,8 +117,8 @@ def test_killed_agent_shuts_the_output_until_it_is_back_and_the_guest_runs_on(
     started = [each for each in map(json.loads, lines) if each["event"] == "agent_started"]
     back = started[-1]["time"] - wall
     assert back > killed, "the agent was not started again"
-    assert [at for _, _, at in answers if killed + 0.2 < at < back] == []
-    assert [at for _, _, at in answers if at > back], "no output after the agent was back"
+    assert [at for __, __, at in answers if killed + 0.2 < at < back] == []
+    assert [at for __, __, at in answers if at > back], "no output after the agent was back"
     assert lab.run("node-a", "cat /run/libvirt/qemu/quick1.pid") == pid, "the VM was restarted"
     wait_protected(lab, "node-a", protected.name)
 
@@ -130,12 +130,12 @@ def test_power_cut_loses_nothing_and_breaks_no_connection(
     time.sleep(4)
     when = lab.power_off("node-a")
     answers = answers_of(client)
-    after = [at for _, _, at in answers if at > when]
+    after = [at for __, __, at in answers if at > when]
     assert after, "nothing was answered after the power cut"
-    gap = min(after) - max(at for _, _, at in answers if at <= when)
+    gap = min(after) - max(at for __, __, at in answers if at <= when)
     assert gap < 5.0
-    stored = _read_back(lab, protected, [number for number, _, _ in answers])
-    assert stored == [record for _, record, _ in answers]
+    stored = _read_back(lab, protected, [number for number, __, __ in answers])
+    assert stored == [record for __, record, __ in answers]
     found = status(lab, "node-b", protected.name)
     assert (found["primary"], found["role"]) == ("node-b", "primary")
     assert found["state"] in ("need_secondary", "starting")
@@ -184,8 +184,8 @@ def test_ordered_failover_goes_to_the_target_once(lab: Lab, protected: guests.Gu
     answers = answers_of(client)
     assert status(lab, "node-a", protected.name)["role"] == "primary"
     assert "running" not in lab.run("node-b", "virsh list --state-running")
-    stored = _read_back(lab, protected, [number for number, _, _ in answers])
-    assert stored == [record for _, record, _ in answers]
+    stored = _read_back(lab, protected, [number for number, __, __ in answers])
+    assert stored == [record for __, record, __ in answers]
     wait_protected(lab, "node-a", protected.name)
 
 

@@ -86,7 +86,7 @@ def _disorder(steps: list[tuple[int, int, float, float, str]]) -> list[str]:
     """Steps in the log's order that have no instant left after those before them."""
     sentences = []
     earliest, by = -inf, ""
-    for _, _, called, returned, name in steps:
+    for __, __, called, returned, name in steps:
         if returned < earliest:
             sentences.append(f"{name} returned at {returned:.4f}, before {by} was called at "
                              f"{earliest:.4f}, which the log has before it")  # fmt: skip

@@ -101,7 +101,7 @@ def check_register(history: Iterable[Op], initial: str = EMPTY) -> Violation | N
     moments += [(op.returned, 1, index) for index, op in enumerate(ops)]
     configurations = {(initial, frozenset[int]())}
     pending: set[int] = set()
-    for _, is_return, index in sorted(moments):
+    for __, is_return, index in sorted(moments):
         if not is_return:
             pending.add(index)
             continue
@@ -109,7 +109,7 @@ def check_register(history: Iterable[Op], initial: str = EMPTY) -> Violation | N
         if not after:
             ended = sorted((op for op in ops if op.returned < ops[index].returned),
                            key=lambda op: op.returned)  # fmt: skip
-            values = sorted({value for value, _ in _reachable(configurations, pending, ops)})
+            values = sorted({value for value, __ in _reachable(configurations, pending, ops)})
             return Violation(ops[index], tuple(values[:8]), tuple(ended[-6:]))
         configurations = after
         pending.discard(index)

@@ -9,7 +9,7 @@ from tests.pair.harness import Pair, wait_for
 
 @pytest.mark.parametrize("pair", ["tcg"], indirect=True)
 def test_turning_off_at_once_leaves_the_vm_running(pair: Pair) -> None:
-    _, port = pair.start_secondary()
+    __, port = pair.start_secondary()
     primary = pair.start_primary(port)
     primary.send(cmd="stop")
     done = primary.wait(msg="done")

@@ -99,7 +99,7 @@ primary.PrimaryWorker._take_checkpoint = take
 
 
 def test_a_verdict_to_halt_inside_a_checkpoint_leaves_the_vm_paused(pair: Pair) -> None:
-    primary, _ = pair.protect(primary_patch=HALT_INSIDE_A_CHECKPOINT)
+    primary, __ = pair.protect(primary_patch=HALT_INSIDE_A_CHECKPOINT)
     (pair.root / "state-node-a" / "halt-now").touch()
     primary.wait(msg="done", outcome="failed", reason="planted")
     held = pair.primary_vm.counts[-1]
@@ -108,7 +108,7 @@ def test_a_verdict_to_halt_inside_a_checkpoint_leaves_the_vm_paused(pair: Pair) 
 
 
 def test_turning_off_takes_the_record_away(pair: Pair, shared: Path) -> None:
-    primary, _ = pair.protect()
+    primary, __ = pair.protect()
     primary.send(cmd="stop")
     primary.wait(msg="done", outcome="detached")
     assert record(shared) is None

@@ -66,7 +66,7 @@ def agrees(memory: int, disk: int) -> bool:
 
 def test_memory_and_disk_of_a_commit_belong_together(pair: Pair) -> None:
     pair.protect()
-    for _ in range(5):
+    for __ in range(5):
         time.sleep(0.2)
         memory, disk = at_rest(pair)
         assert agrees(memory, disk), f"memory {memory:#x}, disk {disk:#x}"
@@ -77,14 +77,14 @@ def test_that_check_sees_a_disk_epoch_boundary_taken_away(pair: Pair) -> None:
     """Only where the guest writes in almost every epoch; boot sectors are slow on some KVMs."""
     pair.protect(primary_patch=NO_DISK_BOUNDARY)
     seen = []
-    for _ in range(30):
+    for __ in range(30):
         time.sleep(0.1)
         seen.append(agrees(*at_rest(pair)))
     assert not all(seen)
 
 
 def test_the_audit_sees_pages_that_were_not_copied(pair: Pair) -> None:
-    primary, _ = pair.protect(primary_patch=NO_COPY_IN_THE_STOP)
+    primary, __ = pair.protect(primary_patch=NO_COPY_IN_THE_STOP)
     primary.send(cmd="audit", id=1)
     assert primary.wait(msg="audit", id=1)["different"] > 0
 
@@ -101,13 +101,13 @@ def test_a_killed_primary_worker_comes_back_solo_and_the_vm_never_stopped(pair: 
 
 
 def test_a_killed_secondary_worker_still_activates_what_it_acknowledged(pair: Pair) -> None:
-    _, secondary = pair.protect()
+    __, secondary = pair.protect()
     time.sleep(0.5)
     os.kill(pair.workers[1].process.pid, signal.SIGKILL)
     secondary.stop()
     pair.primary_vm.process.kill()
     last = pair.primary_vm.counts[-1]
-    again, _ = resume_secondary(pair)
+    again, __ = resume_secondary(pair)
     again.wait(msg="done", outcome="activated")
     first = wait_for("the guest counting on node-b", lambda: pair.standby_vm.counts)[0]
     assert last - 0x4000 < first <= last + 0x100
@@ -124,11 +124,11 @@ def resume_secondary(pair: Pair):  # type: ignore[no-untyped-def]
 
 
 def test_a_secondary_without_its_journal_refuses_instead_of_guessing(pair: Pair) -> None:
-    _, secondary = pair.protect()
+    __, secondary = pair.protect()
     pair.workers[1].stop()
     secondary.stop()
     (pair.root / "run-node-b" / "journal" / "head").unlink()
-    again, _ = resume_secondary(pair)
+    again, __ = resume_secondary(pair)
     again.wait(msg="done", outcome="failed")
     assert pair.standby_vm.counts == []
 
@@ -169,7 +169,7 @@ def test_without_an_arbiter_nobody_takes_over_and_the_vm_waits(pair: Pair) -> No
 
 def test_turning_off_leaves_the_vm_running_and_qemu_as_it_was(pair: Pair) -> None:
     before = sorted(os.listdir(f"/proc/{pair.primary_vm.process.pid}/fd"))
-    primary, _ = pair.protect()
+    primary, __ = pair.protect()
     primary.send(cmd="stop")
     primary.wait(msg="done", outcome="detached")
     last = pair.primary_vm.counts[-1]
@@ -184,7 +184,7 @@ def test_a_stranger_gets_not_a_byte_and_the_vm_goes_on(pair: Pair, wrong: str) -
     make_pki(pair.root / "other", ("node-b", "node-x"))
     pki = pair.root / ("other" if wrong == "ca" else "pki")
     name = "node-b" if wrong == "ca" else "node-a"
-    _, port = pair.start_secondary(
+    __, port = pair.start_secondary(
         tls={"ca": str(pair.root / "pki" / "ca.pem"), "cert": str(pki / f"{name}.pem"),
              "key": str(pki / f"{name}.key")},
     )  # fmt: skip

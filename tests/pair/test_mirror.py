@@ -38,7 +38,7 @@ qmp.SocketMonitor.batch = late
 
 
 def test_a_vm_that_writes_survives_being_turned_off_again_and_again(pair: Pair) -> None:
-    for _ in range(CYCLES):
+    for __ in range(CYCLES):
         primary, secondary = pair.protect()
         primary.send(cmd="stop")
         primary.wait(msg="done", outcome="detached")
@@ -50,7 +50,7 @@ def test_a_vm_that_writes_survives_being_turned_off_again_and_again(pair: Pair) 
 
 def test_a_mirror_that_breaks_ends_protection_and_not_the_vm(pair: Pair) -> None:
     flag = pair.root / "break"
-    primary, _ = pair.protect(primary_patch=BREAK_ON_DEMAND.format(flag=str(flag)))
+    primary, __ = pair.protect(primary_patch=BREAK_ON_DEMAND.format(flag=str(flag)))
     flag.touch()
     failing = primary.wait(msg="state", state="failing_over")
     assert failing["reason"] == "the mirror of disk vda broke: the client's request is malformed"
@@ -60,7 +60,7 @@ def test_a_mirror_that_breaks_ends_protection_and_not_the_vm(pair: Pair) -> None
 
 def test_nothing_is_let_go_inside_a_checkpoint(pair: Pair) -> None:
     seen = pair.root / "inside"
-    for _ in range(CYCLES):
+    for __ in range(CYCLES):
         secondary, port = pair.start_secondary()
         primary = pair.start_primary(port, patch=LATE_ANSWERS.format(seen=str(seen)))
         primary.wait(msg="state", state="protected")

@@ -27,7 +27,7 @@ def test_protect_then_kill_the_primary(pair: Pair) -> None:
 
 
 def test_the_standbys_memory_equals_the_primarys_page_by_page(pair: Pair) -> None:
-    primary, _ = pair.protect()
+    primary, __ = pair.protect()
     for identity in range(3):
         primary.send(cmd="audit", id=identity)
         result = primary.wait(msg="audit", id=identity)

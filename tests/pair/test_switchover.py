@@ -21,7 +21,7 @@ def switch(primary: Worker, secondary: Worker) -> dict[str, Any]:
 def test_roles_swap_back_and_forth_and_little_is_sent(pair: Pair) -> None:
     primary, secondary = pair.protect()
     time.sleep(0.5)
-    for _ in range(3):
+    for __ in range(3):
         before = pair.primary_vm.counts[-1]
         base = switch(primary, secondary)
         old_qemu, keeper = pair.primary_vm.process, primary

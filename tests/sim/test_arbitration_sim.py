@@ -158,7 +158,7 @@ def violations(make: Callable[[World, Side], Claim], schedules: int) -> tuple[in
     bad = taken = 0
     for seed in range(schedules):
         world = World(random.Random(seed), make)
-        for _ in range(STEPS):
+        for __ in range(STEPS):
             world.step()
             if all(side.runs_alone for side in world.sides.values()):
                 bad += 1
@@ -179,5 +179,5 @@ def test_no_schedule_lets_both_sides_run_alone() -> None:
     ids=["claims from whatever is there", "a time-out is a win", "any record is its own"],
 )
 def test_a_planted_bug_is_found(make: Callable[[World, Side], Claim]) -> None:
-    bad, _ = violations(make, 500)
+    bad, __ = violations(make, 500)
     assert bad > 0

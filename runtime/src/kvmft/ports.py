@@ -37,11 +37,9 @@ class Arbiter(Protocol):
 
         The reply's `current` is the value at the moment of refusal. Unclear when in doubt.
         """
-        ...
 
     def probe(self, cluster: str, host: str) -> Health:
         """Prove by doing that `swap` would compare; KvmftError names what is wrong."""
-        ...
 
 
 def vm_key(cluster: str, uuid: str) -> str:

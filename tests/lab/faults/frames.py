@@ -197,7 +197,7 @@ def main() -> int:
     with open(path, "w", encoding="utf-8") as file:
         while not done.is_set():
             try:
-                frame, ancillary, _, sender = sock.recvmsg(FRAME, 64)
+                frame, ancillary, __, sender = sock.recvmsg(FRAME, 64)
             except TimeoutError:
                 continue
             host = HOSTS.get(sender[0])

@@ -147,7 +147,7 @@ class Ground:
         return found
 
     def _pids(self, host: str) -> Iterator[int]:
-        for directory, _, files in os.walk(self.lab.cgroups(host)[-1]):
+        for directory, __, files in os.walk(self.lab.cgroups(host)[-1]):
             if "cgroup.procs" in files:
                 with contextlib.suppress(OSError):
                     for word in Path(directory, "cgroup.procs").read_text().split():

@@ -101,7 +101,7 @@ class LossyProxy:
     def _serve(self) -> None:
         while True:
             try:
-                client, _ = self.listener.accept()
+                client, __ = self.listener.accept()
             except OSError:
                 return
             with client, socket.create_connection(("127.0.0.1", self.target)) as server:
@@ -154,7 +154,7 @@ def test_a_lost_answer_is_still_a_win(etcd: RealEtcd, tmp_path: Path) -> None:
     a = Side(reactor, proxy.url, "node-a", tmp_path, "vm-2")
     a.client.create()
     assert reactor.run_until(lambda: bool(a.verdicts), 20)
-    won, _, reason = a.verdicts[0]
+    won, __, reason = a.verdicts[0]
     assert won and "first answer was lost" in reason
     direct = Etcd(EtcdConfig((etcd.url,)))
     held = a.client.holdings.bases[0].to_bytes()

@@ -62,7 +62,7 @@ def test_the_last_word_of_a_peer_that_went_away_is_heard_before_its_loss(ends: E
     time.sleep(0.05)
     ends.peer.send(encode(FrameType.HEARTBEAT) + encode(FrameType.RELIEVED))
     ends.peer.close()  # with something unread: the kernel resets the connection
-    for _ in range(3):
+    for __ in range(3):
         time.sleep(0.05)
         ends.stream.send(encode(FrameType.HEARTBEAT))
     ends.reactor.run_until(lambda: "lost True" in ends.heard, 5)
@@ -71,7 +71,7 @@ def test_the_last_word_of_a_peer_that_went_away_is_heard_before_its_loss(ends: E
 
 def test_a_peer_that_went_away_silently_is_lost_once(ends: Ends) -> None:
     ends.peer.close()
-    for _ in range(3):
+    for __ in range(3):
         time.sleep(0.05)
         ends.stream.send(encode(FrameType.HEARTBEAT))
     assert ends.stream.queued == 0

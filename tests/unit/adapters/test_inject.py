@@ -87,10 +87,10 @@ def waiting() -> Iterator[Target]:
 def test_the_call_is_made_and_what_it_interrupted_goes_on_as_if_nothing_was(
     target: Target,
 ) -> None:
-    for _ in range(50):
+    for __ in range(50):
         assert inject.inject_syscall(target.pid, SYS_GETPID) == target.pid
         assert inject.inject_syscall(target.pid, SYS_GETTID) == target.pid, "the main thread"
-    result, error, seconds, _ = target.outcome()
+    result, error, seconds, __ = target.outcome()
     assert (result, error) == (0, 0)
     assert 1.49 < seconds < 3
 
@@ -109,7 +109,7 @@ def test_a_signal_that_comes_meanwhile_is_not_lost(target: Target) -> None:
             break
         calls += 1
     assert calls > 3
-    _, error, _, hits = target.outcome()
+    __, error, __, hits = target.outcome()
     assert error in (0, 4) and hits >= 1
 
 

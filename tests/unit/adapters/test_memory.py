@@ -67,7 +67,7 @@ def pages_of(guest: GuestMemory, ranges: np.ndarray) -> list[int]:
     table = guest.to_table(ranges)
     return [
         page
-        for _, offset, length in table.tolist()
+        for __, offset, length in table.tolist()
         for page in range(offset // linux.PAGE, (offset + length) // linux.PAGE)
     ]
 

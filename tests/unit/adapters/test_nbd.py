@@ -59,7 +59,7 @@ class Served:
         )
         try:
             ended = self.reactor.run_until(lambda: process.poll() is not None, 0.02)
-            for _ in range(1000):
+            for __ in range(1000):
                 if ended:
                     break
                 ended = self.reactor.run_until(lambda: process.poll() is not None, 0.02)
@@ -239,7 +239,7 @@ def test_a_client_that_dies_while_held_costs_no_processor_time(served: Served) -
 
 
 def test_a_client_that_is_gone_before_the_greeting_is_only_an_event(served: Served) -> None:
-    for _ in range(3):
+    for __ in range(3):
         served.connect().close()
     assert served.reactor.run_until(lambda: len(served.lost) == 3, 5)
     served.transmission()

@@ -55,7 +55,7 @@ class Machine:
              "-netdev", "hubport,id=hub-guest,hubid=1,netdev=stand-in"],
         )  # fmt: skip
         self._monitor = socket.socket(socket.AF_UNIX)
-        for _ in range(500):
+        for __ in range(500):
             # The file is there before QEMU listens.
             if self._monitor.connect_ex(str(monitor)) == 0:
                 break
@@ -156,7 +156,7 @@ def test_packets_wait_until_they_are_released_and_keep_their_order(machine: Mach
     second = machine.port.cut()
     assert (second.packets, machine.outputs) == (1, 2)
     machine.port.release(first)
-    assert [machine.received() for _ in range(3)] == [frame(n, 60 + n) for n in range(1, 4)]
+    assert [machine.received() for __ in range(3)] == [frame(n, 60 + n) for n in range(1, 4)]
     assert machine.received(0.1) is None, "the second segment's commit has not come"
     machine.port.release(second)
     assert machine.received() == frame(4)
@@ -217,7 +217,7 @@ class Fake:
         self.outputs = 0
         paths = [str(directory / way) for way in ("out", "in")]
         self.port = RedirectorPort(self.reactor, *paths, self._count)
-        self.out, self.back = (socket.socket(socket.AF_UNIX) for _ in paths)
+        self.out, self.back = (socket.socket(socket.AF_UNIX) for __ in paths)
         self.out.connect(paths[0])
         self.back.connect(paths[1])
         self.paths = paths
@@ -262,7 +262,7 @@ def test_packets_are_counted_whatever_the_pieces(fake: Fake, piece: int) -> None
 
 
 def test_output_is_told_once_per_segment(fake: Fake) -> None:
-    for _ in range(2):
+    for __ in range(2):
         fake.out.sendall(packed(b"x" * 60))
         fake.reactor.run_until(lambda: False, 0.02)
     assert fake.outputs == 1

@@ -16,6 +16,7 @@ from kvmft.agent.config import parse
 from kvmft.agent.events import EventLog
 from kvmft.agent.farewells import Farewells
 from kvmft.agent.host import Host
+from kvmft.agent.maintenance import Maintenance
 from kvmft.agent.service import Agent
 from kvmft.agent.store import Store, VmState
 from kvmft.agent.vm import ManagedVm
@@ -96,9 +97,10 @@ def agent(tmp_path: Path) -> Agent:
     made.events = EventLog(str(tmp_path / "ev" / "events.jsonl"), "a")
     made.peers = FakePeers()
     made.arbiter_ok, made.arbiter_reason, made._vms = True, "", {}
+    made.maintenance = Maintenance(str(tmp_path / "maintenance.json"), "a")
     made.farewells = Farewells(
         str(tmp_path / "farewells.json"), made._tell_to_discard,
-        lambda vm, event, reason: made.events.add(vm, event, reason),
+        made.events.add,
     )  # fmt: skip
     return made
 
@@ -371,7 +373,7 @@ def test_a_token_left_by_a_killed_agent_lets_nothing_start(tmp_path):
     managed(a, role="secondary", session="s" * 32, may_start=False)
     os.makedirs(tmp_path / "tokens")
     (tmp_path / "tokens" / "v").write_text("s" * 32)
-    import unittest.mock as mock
+    from unittest import mock
 
     from kvmft.agent import host as h
 
@@ -409,7 +411,7 @@ def test_a_file_of_somebody_else_at_the_replicas_path_is_not_touched(tmp_path, m
         def listAllDomains(self):
             return []
 
-    monkeypatch.setattr(h, "_libvirt", lambda: C())
+    monkeypatch.setattr(h, "_libvirt", C)
     domain, disks = describe(XML.format(p=p)), [{"target": "vda", "path": str(p), "size": 4096}]
     if not h.admit(domain, disks, str(tmp_path)):
         with pytest.raises(KvmftError):

@@ -87,7 +87,7 @@ def test_a_broken_history_is_an_error_as_long_as_a_vm_depends_on_it(
     made, told = watch(tmp_path)
     look(made)
     told.health = health
-    for _ in range(2):
+    for __ in range(2):
         ok, reason = look(made)
         assert ok is False and words in reason and "person" in reason
     assert load_seen(str(tmp_path / "seen.json")) == Seen("one", {"": 10})
@@ -124,7 +124,7 @@ def test_a_hung_probe_is_told_and_not_started_a_second_time(
 
     async def looks() -> None:
         began = time.monotonic()
-        for _ in range(3):
+        for __ in range(3):
             await made.look()
             assert made.ok is False and "has not answered" in made.reason
         assert time.monotonic() - began < 5 and told.calls == 1
@@ -139,7 +139,7 @@ def test_a_hung_probe_is_told_and_not_started_a_second_time(
 def test_a_damaged_file_of_what_was_seen_is_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "seen.json").write_text(text)
     assert load_seen(str(tmp_path / "seen.json")) is None
-    made, _ = watch(tmp_path)
+    made, __ = watch(tmp_path)
     assert look(made)[0]
 
 

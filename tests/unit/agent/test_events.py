@@ -164,7 +164,7 @@ def test_read_gives_the_last_ones_of_a_vm_after_a_number(log: EventLog) -> None:
 def test_reading_is_bounded_in_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_ANSWER", 20_000)
     log = EventLog(str(path), "node-a")
-    for _ in range(40):
+    for __ in range(40):
         log.add("db1", "state", "x" * 100_000, figures="y" * 100_000)
     read = log.read(None, 0, 1000)
     assert 2 <= len(read) < 8 and read[-1]["seq"] == 40
@@ -206,7 +206,7 @@ def test_readers_in_threads_see_whole_lines_while_it_rotates(
             if seen != list(range(seen[0], seen[0] + len(seen))):
                 wrong.append(seen)
 
-    threads = [threading.Thread(target=reader) for _ in range(2)]
+    threads = [threading.Thread(target=reader) for __ in range(2)]
     for thread in threads:
         thread.start()
     for number in range(400):

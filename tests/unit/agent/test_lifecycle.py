@@ -249,7 +249,7 @@ def test_a_vm_whose_qemu_ends_again_and_again_is_not_paired_at_once(
 ) -> None:
     a = agent(tmp_path)
     m = managed(a, may_start=True, running=True, boot="boot-1")
-    for _ in range(vm_module.BOOTS_BORNE):
+    for __ in range(vm_module.BOOTS_BORNE):
         off(a)
         a.host.crashed = lambda vm: True
         step(m)

@@ -104,7 +104,7 @@ def test_the_exposition_parses_and_every_metric_is_there(tmp_path: Path) -> None
     text = text_of(a)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert set(families) == {
-        "kvmft_build_info", "kvmft_libvirt_up", "kvmft_arbiter_up",
+        "kvmft_build_info", "kvmft_libvirt_up", "kvmft_arbiter_up", "kvmft_host_maintenance",
         "kvmft_certificate_expiry_seconds", "kvmft_vm_state", "kvmft_vm_generation",
         "kvmft_vm_running_here", "kvmft_vm_protection_wanted", "kvmft_vm_protected",
         "kvmft_vm_unprotected_seconds", "kvmft_failovers", "kvmft_vm_epochs", "kvmft_vm_pages",
@@ -123,7 +123,7 @@ def test_the_exposition_parses_and_every_metric_is_there(tmp_path: Path) -> None
 
 
 def test_promtool_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
-    a, _ = made(tmp_path)
+    a, __ = made(tmp_path)
     done = subprocess.run(["promtool", "check", "metrics"], input=text_of(a), text=True,
                           capture_output=True, check=False, timeout=30)  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -144,7 +144,7 @@ def test_counters_never_go_backwards_when_a_worker_is_started_anew(tmp_path: Pat
 
 
 def test_a_launched_worker_begins_to_count_anew(tmp_path: Path) -> None:
-    _, vm = made(tmp_path)
+    __, vm = made(tmp_path)
     asyncio.run(_launch_and_kill(vm, tmp_path))
     assert vm.counters.plain["epochs"] == 3
     vm.counters.take(worker_totals([0.002] * 5, 5))
@@ -160,7 +160,7 @@ async def _launch_and_kill(vm: Any, tmp_path: Path) -> None:
 
 def test_a_message_twice_counts_once() -> None:
     counters = Counters()
-    for _ in range(2):
+    for __ in range(2):
         counters.take(worker_totals([0.002, 0.003], 2))
     assert counters.plain["epochs"] == 2 and counters.histograms["pause"]["sum"] == 0.005
 
@@ -194,7 +194,7 @@ def test_without_libvirt_nothing_is_claimed_about_what_runs(
     tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvmft.agent.metrics.LIBVIRT_PATIENCE", 0.1)
-    a, _ = made(tmp_path)
+    a, __ = made(tmp_path)
     a.host = host  # type: ignore[assignment]
     text = text_of(a)
     assert of(text, "kvmft_libvirt_up") == 0
@@ -231,7 +231,7 @@ def test_unprotected_time_counts_over_restarts_of_the_agent(
     clock = Clock(monkeypatch)
     first = Exposure(str(tmp_path))
     first.tick(True, True)
-    for _ in range(10):
+    for __ in range(10):
         clock.pass_(1)
         first.tick(True, True)
     clock.pass_(5)
@@ -268,7 +268,7 @@ def test_months_are_kept_apart_and_old_ones_let_go(
     clock = Clock(monkeypatch)
     made = Exposure(str(tmp_path))
     made.tick(True, True)
-    for _ in range(20):
+    for __ in range(20):
         clock.pass_(31 * 86400)
         made.tick(True, True)
         made.tick(True, True)
@@ -296,7 +296,7 @@ def test_status_shows_the_months_exposure_and_failovers_are_counted_by_kind(tmp_
 
 
 def test_a_vm_that_is_off_or_was_not_asked_to_be_protected_is_not_exposed(tmp_path: Path) -> None:
-    _, vm = made(tmp_path, desired="enabled", running=True)
+    __, vm = made(tmp_path, desired="enabled", running=True)
     seen: list[tuple[bool, bool]] = []
     vm.exposure.tick = lambda unprotected, wanted: seen.append((unprotected, wanted))
     vm.watch_exposure()
@@ -395,10 +395,10 @@ def test_it_is_served_over_http(tmp_path: Path, request_: bytes, status: bytes, 
         finally:
             await _end(task)
 
-    a, _ = made(tmp_path)
+    a, __ = made(tmp_path)
     port = free_port()
     a.config = parse({**BASE, "metrics": {"address": "127.0.0.1", "port": port}})
-    head, _, content = asyncio.run(run()).partition(b"\r\n\r\n")
+    head, __, content = asyncio.run(run()).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 " + status)
     assert body in content and (body or not content)
 
@@ -417,7 +417,7 @@ def test_endless_and_silent_requests_are_closed(
         finally:
             await _end(task)
 
-    a, _ = made(tmp_path)
+    a, __ = made(tmp_path)
     port = free_port()
     a.config = parse({**BASE, "metrics": {"address": "127.0.0.1", "port": port}})
     flood, silence, good = asyncio.run(run())
@@ -435,7 +435,7 @@ def test_an_address_that_is_not_there_is_told_once_and_waited_for(
         assert not task.done()
         await _end(task)
 
-    a, _ = made(tmp_path)
+    a, __ = made(tmp_path)
     a.config = parse({**BASE, "metrics": {"address": "192.0.2.1", "port": 7409}})
     asyncio.run(run())
     told = [each for each in a.events.read(None, 0, 100) if "metrics are not served" in each["reason"]]

@@ -88,9 +88,9 @@ def run(socket: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> tup
 
 
 def test_events_of_this_host(socket_: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(socket_, capsys, "events", "--since", "7", "--json")
+    code, out, __ = run(socket_, capsys, "events", "--since", "7", "--json")
     assert code == 0 and [json.loads(line)["seq"] for line in out.splitlines()] == [8, 9, 10]
-    code, out, _ = run(socket_, capsys, "events", "--limit", "1")
+    code, out, __ = run(socket_, capsys, "events", "--limit", "1")
     assert code == 0 and "state" in out and "protected" in out and len(out.splitlines()) == 1
 
 
@@ -109,14 +109,14 @@ def test_a_host_that_does_not_answer_is_named(
     code, out, err = run(socket_, capsys, "events", "--cluster")
     assert code == 3 and len(out.splitlines()) == 10
     assert "b did not answer" in err
-    code, out, _ = run(socket_, capsys, "explain", "db1")
+    code, out, __ = run(socket_, capsys, "explain", "db1")
     assert code == 3 and "b did not answer, so its part is missing" in out
 
 
 def test_explain_and_events_story_say_the_same(
     socket_: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = run(socket_, capsys, "explain", "db1")
+    code, out, __ = run(socket_, capsys, "explain", "db1")
     assert code == 0 and out.startswith("db1: failover to b")
     assert run(socket_, capsys, "events", "--vm", "db1", "--story")[1] == out
     told = json.loads(run(socket_, capsys, "explain", "db1", "--json")[1])
@@ -126,16 +126,16 @@ def test_explain_and_events_story_say_the_same(
 def test_no_story_is_an_error_that_says_what_to_do(
     socket_: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = run(socket_, capsys, "explain", "nope")
+    code, __, err = run(socket_, capsys, "explain", "nope")
     assert code == 1 and "No failover or pairing of VM nope" in err
-    code, _, err = run(socket_, capsys, "events", "--story")
+    code, __, err = run(socket_, capsys, "events", "--story")
     assert code == 1 and "--vm" in err
 
 
 def test_verify_of_all_hosts(
     pair: tuple[Agent, Agent], socket_: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = run(socket_, capsys, "events", "--verify", "--cluster")
+    code, out, __ = run(socket_, capsys, "events", "--verify", "--cluster")
     assert code == 0 and [line.split(":")[0] for line in out.splitlines()] == ["a", "b"]
     head = out.splitlines()[0].split()[-1]
     assert run(socket_, capsys, "events", "--verify", "--anchor", head)[0] == 0
@@ -143,7 +143,7 @@ def test_verify_of_all_hosts(
     assert run(socket_, capsys, "events", "--verify", "--anchor", other)[0] == 1
     path = Path(pair[1].events._path)
     path.write_bytes(path.read_bytes().replace(b'"won": true', b'"won": null'))
-    code, out, _ = run(socket_, capsys, "events", "--verify", "--cluster")
+    code, out, __ = run(socket_, capsys, "events", "--verify", "--cluster")
     assert code == 1 and "b: BROKEN" in out and "a: intact" in out
     pair[0].peers.others["b"] = None  # type: ignore[attr-defined]
     assert run(socket_, capsys, "events", "--verify", "--cluster")[0] == 3
@@ -203,6 +203,6 @@ def test_the_table_of_top() -> None:
 
 
 def test_top_once_without_a_vm(socket_: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(socket_, capsys, "top", "--once", "--interval", "0.1")
+    code, out, __ = run(socket_, capsys, "top", "--once", "--interval", "0.1")
     assert code == 0 and "No VM is protected here." in out and "\x1b" not in out
     assert json.loads(run(socket_, capsys, "top", "--once", "--json")[1]) == []

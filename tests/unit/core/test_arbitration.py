@@ -105,7 +105,7 @@ def test_a_generation_above_all_bases_is_lost_for_good() -> None:
 def test_a_generation_not_above_is_undecided_and_asked_again() -> None:
     claim = solo(Holdings((R2,)), me="node-b")
     transaction = sent(claim.start())
-    for _ in range(20):
+    for __ in range(20):
         again = sent(claim.on_reply(1, Reply(False, R1.to_bytes())))
         assert (again.base, again.new) == (transaction.base, transaction.new)
     assert claim.decided is None
@@ -114,7 +114,7 @@ def test_a_generation_not_above_is_undecided_and_asked_again() -> None:
 def test_an_unknown_answer_never_decides_and_never_changes_the_transaction() -> None:
     claim = solo(Holdings((R2,)))
     transaction = sent(claim.start())
-    delays = [sent(claim.on_unknown(1, "reset")).delay_ms for _ in range(12)]
+    delays = [sent(claim.on_unknown(1, "reset")).delay_ms for __ in range(12)]
     assert claim.decided is None and delays == sorted(delays) and delays[-1] <= 1000
     assert sent(claim.on_unknown(1, "reset")).new == transaction.new
 

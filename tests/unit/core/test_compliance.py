@@ -58,9 +58,9 @@ OFFENCES: dict[str, list[tuple[str, str]]] = {
                     (VIDEO, "<video><driver name='vhostuser'/><model type='virtio'/></video>")],
     "watchdog_action": [add("<watchdog model='itco' action='pause'/>"),
                         add("<watchdog model='itco' action='dump'/>")],
-    "nic_type": [(NIC, f"<interface type='{kind}'>") for kind in
-                 ("user", "direct", "hostdev", "vhostuser", "vdpa", "ethernet", "udp", "mcast")]
-                + [("<source bridge='br0'/>", "<source network='v' dev='eth0' mode='bridge'/>")],
+    "nic_type": [*((NIC, f"<interface type='{kind}'>") for kind in
+                   ("user", "direct", "hostdev", "vhostuser", "vdpa", "ethernet", "udp", "mcast")),
+                 ("<source bridge='br0'/>", "<source network='v' dev='eth0' mode='bridge'/>")],
     "nic_vhost": [(NIC_DRIVER, ""), (NIC_DRIVER, "<driver name='vhost'/>")],
     "nic_queues": [(NIC_DRIVER, "<driver name='qemu' queues='4'/>")],
     "no_disk": [("<target dev='vda'", "<readonly/><target dev='vda'")],
@@ -190,5 +190,5 @@ def table() -> str:
 BEGIN, END = "<!-- checks: begin -->\n", "<!-- checks: end -->\n"
 
 if __name__ == "__main__":
-    before, _, rest = PAGE.read_text().partition(BEGIN)
+    before, __, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}")

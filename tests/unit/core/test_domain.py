@@ -90,7 +90,7 @@ def test_malformed_and_hostile_xml_is_one_clear_error(name: str) -> None:
 def test_damaged_xml_is_read_or_refused_and_nothing_else(seed: int, changes: int) -> None:
     rng = random.Random(seed)
     text = list(GOOD)
-    for _ in range(changes):
+    for __ in range(changes):
         text[rng.randrange(len(text))] = rng.choice("<>/'=& a0")
     xml = "".join(text)
     for read in (domain.describe, compliance, lambda xml: standby_xml(xml, "a.sock", {"vda": "/a"})):

@@ -40,7 +40,7 @@ class Server:
 
     def _serve(self) -> None:
         while self.left:
-            sock, _ = self.listener.accept()
+            sock, __ = self.listener.accept()
             data = sock.recv(1 << 16)
             if data[4:8] != struct.pack(">I", 3 << 16):  # asks for encryption first
                 sock.sendall(b"N")

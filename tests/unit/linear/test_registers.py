@@ -161,7 +161,7 @@ def test_the_answer_is_that_of_trying_every_order() -> None:
     """Small random histories, possible and impossible, against a search of all orders."""
     rng = random.Random(7)
     verdicts = set()
-    for _ in range(600):
+    for __ in range(600):
         ops = []
         for number in range(rng.randint(2, 5)):
             called = rng.randint(0, 12)

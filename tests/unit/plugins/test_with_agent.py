@@ -17,6 +17,7 @@ from kvmft.agent.service import Agent
 from kvmft.agent.vm import ManagedVm
 from tests.unit.agent.test_agent_safety import FakeHost, FakeWorker
 from tests.unit.agent.test_agent_safety import agent as agent_of_a_host
+from tests.unit.plugins.steps import Steps
 
 Run = Callable[..., dict[str, Any]]
 
@@ -41,11 +42,16 @@ class OneVm(FakeHost):
     def request(self, domain: Any) -> Any:
         return types.SimpleNamespace(to_dict=dict)
 
+    def versions(self) -> dict[str, Any]:
+        return {"qemu": "7.2.22", "libvirt": "9.0.0"}
+
 
 class Peers:
     """Other hosts that take everything."""
 
     async def call(self, peer: str, op: str, **args: Any) -> dict[str, Any]:
+        if op == "peer_ping":
+            return {"host": peer, "version": "0.1.0", "maintenance": peer == "c"}
         return {"memory": 1, "lacking": []}
 
 
@@ -99,24 +105,29 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
         thread.join()
 
 
-def test_the_life_of_a_vm_with_the_agent_itself(real: Agent, tmp_path: Path, module: Run) -> None:
+@pytest.fixture
+def steps(tmp_path: Path, module: Run, capsys: pytest.CaptureFixture[str]) -> Steps:
+    """Modules against the agent, each step shown in the output."""
+
+    def run(name: str, check: bool, params: dict[str, Any]) -> dict[str, Any]:
+        return module(name, check=check, diff=True, socket_path=str(tmp_path / "real.sock"), **params)
+
+    return Steps(run, capsys)
+
+
+def test_the_life_of_a_vm_with_the_agent_itself(
+    real: Agent, tmp_path: Path, module: Run, steps: Steps
+) -> None:
     socket = str(tmp_path / "real.sock")
 
-    def step(name: str, again: bool = False, **params: Any) -> dict[str, Any]:
-        """Predict, do, repeat: the prediction is what was done, the repetition changes nothing."""
-        given = {"socket_path": socket, "name": "v", "timeout": 20, **params}
-        predicted = module(name, check=True, diff=True, **given)
-        done = module(name, diff=True, **given)
-        assert not predicted.get("failed") and not done.get("failed"), (predicted, done)
-        assert predicted["changed"] and done["changed"] and predicted["diff"] == done["diff"]
-        assert module(name, **given)["changed"] is again
-        return done
+    def step(name: str, what: str = "modify", **params: Any) -> dict[str, Any]:
+        return steps.step(what, name, name="v", timeout=20, **params)
 
-    off = step("ft_vm", allowed_hosts=["a", "b", "c"], options={"sync_mib_s": 50})
+    off = step("ft_vm", "create", allowed_hosts=["a", "b", "c"], options={"sync_mib_s": 50})
     assert off["protected"] is False and off["status"]["switched_off"], off
     assert "begins when it is started" in off["reason"]
     assert off["status"]["options"] == {"sync_mib_s": 50}
-    step("ft_secondary", host="b")
+    step("ft_secondary", "create", host="b")
     real.host.running = True
     started = module("ft_vm", socket_path=socket, name="v", timeout=20)
     assert started["protected"] and not started["changed"], "a VM that was just started is not off"
@@ -130,6 +141,44 @@ def test_the_life_of_a_vm_with_the_agent_itself(real: Agent, tmp_path: Path, mod
     refused = module("ft_secondary", socket_path=socket, name="v", host="c")
     assert refused["failed"] and "not among allowed_hosts (a, b)" in refused["msg"]
     assert step("ft_vm", allowed_hosts=[])["status"]["allowed_hosts"] == []
+    assert steps.same("ft_vm_info", name="v")["vms"][0]["state"] == "protected"
     assert step("ft_vm", state="suspended")["status"]["state"] == "suspended"
     assert step("ft_vm", state="enabled")["protected"]
-    assert step("ft_vm", state="disabled")["status"]["state"] == "disabled"
+    assert step("ft_vm", "remove", state="disabled")["status"]["state"] == "disabled"
+
+
+def test_the_maintenance_of_a_host_with_the_agent_itself(real: Agent, steps: Steps) -> None:
+    def seen() -> dict[str, Any]:
+        """What another host is told that asks for a place for a standby, and what people see."""
+        found: dict[str, Any] = steps.same("ft_host_info")["host"]["maintenance"]
+        assert found["on"] is bool(real.maintenance.lacking())
+        return found
+
+    assert seen() == {"on": False, "reason": "", "since": None}
+    begun = steps.step("create", "ft_host", state="maintenance", reason="new disks")
+    assert begun["host"] == "a" and begun["empty"] and begun["maintenance"]["on"]
+    since = seen()["since"]
+    assert since is not None
+    changed = steps.step("modify", "ft_host", state="maintenance", reason="new memory")
+    assert changed["diff"]["before"] == {"state": "maintenance", "reason": "new disks"}
+    assert seen() == {"on": True, "reason": "new memory", "since": since}
+    ended = steps.step("remove", "ft_host", state="active")
+    assert ended["diff"]["after"] == {"state": "active", "reason": ""}
+    assert seen() == {"on": False, "reason": "", "since": None}
+    told = [each["reason"] for each in real.events.read(None, 0, 99) if each["event"] == "maintenance"]
+    assert told == ["a takes no new secondary: new disks", "a takes no new secondary: new memory",
+                    "a takes secondaries again"]  # fmt: skip
+
+
+def test_a_host_in_maintenance_says_what_has_to_leave_it(
+    real: Agent, tmp_path: Path, module: Run
+) -> None:
+    socket = str(tmp_path / "real.sock")
+    real.host.running = True
+    module("ft_vm", socket_path=socket, name="v", timeout=20)
+    found = module("ft_host", socket_path=socket, state="maintenance")
+    assert found["primaries"] == ["v"] and found["secondaries"] == [] and not found["empty"]
+    real.host.running = False
+    assert module("ft_host", socket_path=socket, state="maintenance", reason="x" * 201)["failed"]
+    peers = module("ft_host_info", socket_path=socket)["host"]["peers"]
+    assert {name: each["maintenance"] for name, each in peers.items()} == {"b": False, "c": True}

@@ -60,7 +60,7 @@ def filter_of(replica: Replica, unit: int = UNIT) -> ResyncFilter:
 def blocks(rng: random.Random, count: int, tail: int = 0) -> bytes:
     """Units of few different contents, some zero, so that many are alike."""
     kinds = [bytes(UNIT), b"a" * UNIT, b"b" * UNIT, bytes(range(256)) * (UNIT // 256)]
-    return b"".join(rng.choice(kinds) for _ in range(count)) + b"t" * tail
+    return b"".join(rng.choice(kinds) for __ in range(count)) + b"t" * tail
 
 
 def test_a_copy_of_an_equal_disk_sends_nothing() -> None:

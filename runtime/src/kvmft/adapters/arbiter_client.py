@@ -337,7 +337,6 @@ def claims_path(state_dir: str) -> str:
     return os.path.join(state_dir, "claims.json")
 
 
-
 def encode_offer(record: Record, seen: Position | None) -> bytes:
     """The pair's record and, on a second line, how far its namer saw the arbiter's history."""
     if seen is None:
@@ -348,7 +347,7 @@ def encode_offer(record: Record, seen: Position | None) -> bytes:
 
 def decode_offer(data: bytes, cluster: str) -> tuple[Record, Position | None]:
     """What `encode_offer` made; KvmftError when it is not that."""
-    first, _, second = data.partition(b"\n")
+    first, __, second = data.partition(b"\n")
     record = records.from_bytes(first, cluster)
     if not second:
         return record, None

@@ -37,15 +37,15 @@ def expiry(path: str) -> float:
             text = file.read()
         end = text.index("-----END CERTIFICATE-----") + len("-----END CERTIFICATE-----")
         data = ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERTIFICATE-----") : end] + "\n")
-        _, at, _ = _element(data, 0)  # Certificate
-        _, at, _ = _element(data, at)  # tbsCertificate
-        tag, _, end = _element(data, at)
+        __, at, __ = _element(data, 0)  # Certificate
+        __, at, __ = _element(data, at)  # tbsCertificate
+        tag, __, end = _element(data, at)
         if tag == VERSION:
             at = end
-        for _ in ("serialNumber", "signature", "issuer"):
-            _, _, at = _element(data, at)
-        _, at, _ = _element(data, at)  # validity
-        _, _, at = _element(data, at)  # notBefore
+        for _field in ("serialNumber", "signature", "issuer"):
+            __, __, at = _element(data, at)
+        __, at, __ = _element(data, at)  # validity
+        __, __, at = _element(data, at)  # notBefore
         tag, begin, end = _element(data, at)
         return float(timegm(_time(data[begin:end].decode("ascii"), tag == UTC_TIME)))
     except (OSError, ValueError, IndexError) as error:

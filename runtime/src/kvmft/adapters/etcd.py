@@ -129,10 +129,10 @@ class Etcd:
                 silent.append(str(error))
         if not healthy:
             raise self._unreachable("; ".join(silent))
-        detail = "etcd " + ", ".join(sorted({version for version, _ in healthy}))
+        detail = "etcd " + ", ".join(sorted({version for version, __ in healthy}))
         if silent:
             detail += f"; {len(silent)} of {len(endpoints)} do not answer: {'; '.join(silent)}"
-        position = max(position for _, position in healthy)
+        position = max(position for __, position in healthy)
         return Health(detail, position.arbiter, {"": position.revision})
 
     def _canary(self, cluster: str, attempt: int) -> Position:
@@ -214,4 +214,3 @@ def acceptable(version: str) -> bool:
     if parts >= (3, 6, 0):
         return True
     return any(parts[:2] == good[:2] and parts >= good for good in GOOD_VERSIONS)
-

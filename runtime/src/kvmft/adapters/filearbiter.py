@@ -185,7 +185,7 @@ class FileArbiter:
         """The newest change, durable. Two looks in a row must agree: a listing that was interrupted
         while others wrote and removed may lack what was there all the time."""
         before = self._look(root, folder)
-        for _ in range(_LOOKS):
+        for __ in range(_LOOKS):
             now = self._look(root, folder)
             if now is not None and now == before:
                 return now
@@ -302,7 +302,7 @@ class FileArbiter:
         return mount
 
     def _canary(self, root: int) -> None:
-        files, names = self._files, [f"canary-{secrets.token_hex(8)}" for _ in range(3)]
+        files, names = self._files, [f"canary-{secrets.token_hex(8)}" for __ in range(3)]
         first, second, target = names
         self._make_folder(root, "canary")
         with self._opened(root, "canary") as directory:

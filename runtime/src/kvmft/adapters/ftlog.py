@@ -257,7 +257,7 @@ class LogStream:
 
     def _receive(self) -> None:
         try:
-            for _ in range(READS_PER_TURN):
+            for __ in range(READS_PER_TURN):
                 count = self._sock.recv_into(self._decoder.want())
                 if count == 0:
                     self._lost(True, "the peer closed the FT log")

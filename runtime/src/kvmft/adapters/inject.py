@@ -43,7 +43,7 @@ def _wait(pid: int) -> int:
     """The stop's status word; KvmftError when the process ended instead."""
     while True:
         try:
-            _, status = os.waitpid(pid, linux.WALL)
+            __, status = os.waitpid(pid, linux.WALL)
         except InterruptedError:
             continue
         if os.WIFSTOPPED(status):

@@ -23,7 +23,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
     """All mounts, in the order in which they were made."""
     mounts = []
     for line in text.splitlines():
-        left, _, right = line.partition(" - ")
+        left, __, right = line.partition(" - ")
         fields, rest = left.split(" "), right.split(" ")
         if len(fields) < 6 or len(rest) < 3:
             continue

@@ -250,7 +250,7 @@ class NbdServer:
 
     def _accept(self, _mask: int) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, __ = self._listener.accept()
         except OSError:
             return
         connection = _Connection(self, sock)

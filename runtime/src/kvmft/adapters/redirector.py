@@ -124,7 +124,7 @@ class RedirectorPort:
 
     def _accept_out(self, _mask: int) -> None:
         try:
-            sock, _ = self._listeners[0].accept()
+            sock, __ = self._listeners[0].accept()
         except OSError:  # QEMU went away between connecting and now; it tries again
             return
         self._close_out()
@@ -136,7 +136,7 @@ class RedirectorPort:
 
     def _accept_in(self, _mask: int) -> None:
         try:
-            sock, _ = self._listeners[1].accept()
+            sock, __ = self._listeners[1].accept()
         except OSError:
             return
         self._close_in()
@@ -172,7 +172,7 @@ class RedirectorPort:
     def _count_packets(self) -> None:
         have = len(self._waiting)
         while have - self._whole >= _HEAD.size:
-            length, _ = _HEAD.unpack_from(self._waiting, self._whole)
+            length, __ = _HEAD.unpack_from(self._waiting, self._whole)
             if length > MAX_PACKET:
                 # Not QEMU's format: shut the output rather than release what we do not know.
                 self._close_out()

@@ -64,7 +64,7 @@ class GuestInput:
 
     def _readable(self, _mask: int) -> None:
         assert self._on_packet is not None
-        for _ in range(BURST):
+        for __ in range(BURST):
             try:
                 data, address = self._sock.recvfrom(MAX_PACKET)
             except BlockingIOError:
@@ -87,5 +87,3 @@ class GuestInput:
             if self._on_packet is not None:
                 self._reactor.remove(self._sock.fileno())
             self._sock.close()
-
-

@@ -40,7 +40,7 @@ def merge(
             yield latest, host, int(event["seq"]), event
 
     streams = [timed(host, events) for host, events in logs.items()]
-    return [{**event, "at": round(at, 4)} for at, _, _, event in heapq.merge(*streams)]
+    return [{**event, "at": round(at, 4)} for at, _host, _seq, event in heapq.merge(*streams)]
 
 
 def offset(sent: float, received: float, theirs: float) -> float:

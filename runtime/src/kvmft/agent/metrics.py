@@ -100,6 +100,8 @@ class Metrics:
         out.gauge("kvmft_libvirt_up", "Whether libvirt answers.", float(found is not None))
         out.gauge("kvmft_arbiter_up", "Whether the arbiter answers and compares.",
                   float(bool(agent.arbiter_ok)), type=agent.config.arbiter["type"])  # fmt: skip
+        out.gauge("kvmft_host_maintenance", "Whether this host is in maintenance: it takes no secondary.",
+                  float(agent.maintenance.on))  # fmt: skip
         for peer, up in sorted(self._peers.items()):
             out.gauge("kvmft_peer_up", "Whether the peer's agent answers over the FT network.",
                       float(up), peer=peer)  # fmt: skip

@@ -19,6 +19,7 @@ from kvmft.agent.farewells import Farewell, Farewells
 from kvmft.agent.history import History
 from kvmft.agent.host import Host, available_memory
 from kvmft.agent.lines import MAX_LINE, serve
+from kvmft.agent.maintenance import Maintenance
 from kvmft.agent.metrics import Metrics
 from kvmft.agent.peers import Peers
 from kvmft.agent.placement import ask_all, choose, permitted
@@ -55,6 +56,9 @@ class Agent:
             os.path.join(os.path.dirname(self.store.root), "farewells.json"), self._tell_to_discard,
             lambda vm, event, reason: self.events.add(vm or None, event, reason),
         )  # fmt: skip
+        self.maintenance = Maintenance(
+            os.path.join(os.path.dirname(self.store.root), "maintenance.json"), config.host
+        )
         self._vms: dict[str, ManagedVm] = {}
         self._stopping = asyncio.Event()
 
@@ -163,6 +167,8 @@ class Agent:
                 return {"host": self.config.host, "version": __version__}
             case "host_info":
                 return await self._host_info()
+            case "host_maintenance":
+                return self._maintain(args)
             case "vm_list":
                 return [await self._status(name) for name in sorted(self._vms)]
             case "vm_status":
@@ -386,7 +392,8 @@ class Agent:
         for peer in sorted(self.config.peers):
             try:
                 answer = await self.peers.call(peer, "peer_ping")
-                peers[peer] = {"reachable": True, "version": answer["version"]}
+                peers[peer] = {"reachable": True, "version": answer["version"],
+                               "maintenance": bool(answer.get("maintenance"))}  # fmt: skip
             except KvmftError as error:
                 peers[peer] = {"reachable": False, "version": None, "reason": str(error)}
         return {
@@ -395,15 +402,30 @@ class Agent:
             "accelerator": await asyncio.to_thread(doctor.accelerator), "peers": peers,
             "arbiter": {"type": self.config.arbiter["type"], "ok": self.arbiter_ok,
                         "reason": self.arbiter_reason},
+            "maintenance": self.maintenance.to_dict(),
             "vms": [await self._status(name) for name in sorted(self._vms)],
         }  # fmt: skip
+
+    def _maintain(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Begin or end this host's maintenance; what is on it stays as it is."""
+        on, reason = args.get("on"), args.get("reason")
+        if not isinstance(on, bool) or not isinstance(reason, (str, type(None))):
+            raise KvmftError("bad_request", "The request does not say whether maintenance is on.",
+                             'Give "on" as true or false, and "reason" as text.')  # fmt: skip
+        changed = self.maintenance.change(on, reason, bool(args.get("check")))
+        if changed and not args.get("check"):
+            text = "takes no new secondary" if on else "takes secondaries again"
+            why = f": {self.maintenance.reason}" if self.maintenance.reason else ""
+            self.events.add(None, "maintenance", f"{self.config.host} {text}{why}", on=on)
+        return {"changed": changed, "maintenance": self.maintenance.to_dict()}
 
     # -- requests of other agents -------------------------------------------------------------------
 
     async def _peer_request(self, caller: str, op: str, args: dict[str, Any]) -> Any:
         match op:
             case "peer_ping":
-                return {"host": self.config.host, "version": __version__}
+                return {"host": self.config.host, "version": __version__,
+                        "maintenance": self.maintenance.on}  # fmt: skip
             case "peer_events" | "peer_events_verify":
                 return await self.history.answer(op, args)
             case "peer_vm_status":
@@ -444,7 +466,7 @@ class Agent:
         )  # fmt: skip
         here = (await asyncio.to_thread(self.host.versions))["qemu"]
         lacking += other_version(args.get("qemu_version", here), here, self.config.host)
-        lacking += await self._arbiter_lacking()
+        lacking += await self._arbiter_lacking() + self.maintenance.lacking()
         return {"memory": available_memory(), "lacking": [error.to_dict() for error in lacking]}
 
     async def _arbiter_lacking(self) -> list[KvmftError]:

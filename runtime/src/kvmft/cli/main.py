@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_verbs(verbs)
     verb("doctor", "probe this host by doing", vm=False)
     verb("host", "versions, peers and arbiter of this host", vm=False)
+    upkeep = verb("maintenance", "whether this host takes new secondaries", vm=False)
+    upkeep.add_argument("order", choices=("on", "off", "show"), help="on: it takes none")
+    upkeep.add_argument("--reason", help="why, for those who look later")
     verbs.add_parser("agent", help="run the agent (systemd does)").add_argument(
         "--config", default="/etc/kvmft/kvmft.yml"
     )
@@ -174,6 +177,17 @@ def _plain(options: argparse.Namespace) -> int:
     return 1 if result["findings"] else 0
 
 
+def _maintenance(options: argparse.Namespace) -> int:
+    if options.order == "show":
+        found = ask(options.socket, "host_info")["maintenance"]
+    else:
+        found = ask(options.socket, "host_maintenance", on=options.order == "on",
+                    reason=options.reason)["maintenance"]  # fmt: skip
+    why = f": {found['reason']}" if found["reason"] else ""
+    print(json.dumps(found) if options.json else f"maintenance {'on' if found['on'] else 'off'}{why}")
+    return 0
+
+
 def _agent(options: argparse.Namespace) -> int:
     import asyncio
 
@@ -188,7 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. 0: done; 1: refused or findings; 2: usage; 3: not reached in time."""
     options = _parser().parse_args(arguments)
     verbs = {**watch.VERBS, "status": _status, "doctor": _doctor, "agent": _agent,
-             "check": _plain, "audit": _plain, "host": _plain}  # fmt: skip
+             "check": _plain, "audit": _plain, "host": _plain,
+             "maintenance": _maintenance}  # fmt: skip
     if options.verb == "hook":
         from kvmft.cli import hook
 

@@ -45,7 +45,7 @@ def _verb(verbs: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _anchor(text: str) -> tuple[int, str]:
-    number, _, value = text.partition(":")
+    number, __, value = text.partition(":")
     if not number.isdigit() or len(value) != 64:
         raise argparse.ArgumentTypeError("an event's number, a colon and 64 hex digits")
     return int(number), value

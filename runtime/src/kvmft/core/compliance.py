@@ -71,7 +71,7 @@ def documented() -> list[tuple[str, str, str, str]]:
 
 
 def _each(root: ET.Element, path: str, clause: str) -> Iterator[str]:
-    for _ in root.findall(path):
+    for __ in root.findall(path):
         yield clause
 
 

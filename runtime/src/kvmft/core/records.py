@@ -53,6 +53,11 @@ def _malformed(why: str) -> KvmftError:
     )
 
 
+def _is_count(value: object) -> bool:
+    """True for a number from 0; JSON's true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def from_bytes(data: bytes, cluster: str) -> Record:
     """The record in `data`. KvmftError `arbiter_record_malformed` when it is not canonical, and
     `arbiter_other_cluster` when it belongs to another cluster than `cluster`."""
@@ -63,7 +68,7 @@ def from_bytes(data: bytes, cluster: str) -> Record:
     if not isinstance(value, dict) or tuple(sorted(value)) != _FIELDS:
         raise _malformed("its fields are others")
     texts = all(isinstance(value[key], str) for key in ("cluster", "holder", "peer", "nonce"))
-    numbers = all(type(value[key]) is int and value[key] >= 0 for key in ("gen", "epoch", "v"))
+    numbers = all(_is_count(value[key]) for key in ("gen", "epoch", "v"))
     modes = {mode.value for mode in Mode}
     if not texts or not numbers or value["mode"] not in modes or value["v"] != VERSION:
         raise _malformed("a field has an impossible value")

@@ -221,7 +221,7 @@ def split_checkpoint(body: memoryview) -> CheckpointParts:
     """Cut a CHECKPOINT body into its parts; WireError when the counts do not add up to it."""
     if len(body) < CHECKPOINT_HEAD.size:
         raise WireError(f"A CHECKPOINT frame of {len(body)} bytes is too short for its head.")
-    runs, page_bytes, writes, write_bytes, state_bytes, _ = CHECKPOINT_HEAD.unpack_from(body)
+    runs, page_bytes, writes, write_bytes, state_bytes, __ = CHECKPOINT_HEAD.unpack_from(body)
     counts = (runs, page_bytes, writes, write_bytes, state_bytes)
     if max(counts) > len(body) or checkpoint_length(*counts) != len(body):
         raise WireError(f"A CHECKPOINT frame of {len(body)} bytes does not match its counts.")

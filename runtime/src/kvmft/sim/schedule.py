@@ -13,7 +13,7 @@ PATIENCE = 60.0
 """Simulated seconds in which protection has to be back after everything was healed."""
 
 _NAMES = list(KINDS)
-_WEIGHTS = [weight for _, weight in KINDS.values()]
+_WEIGHTS = [weight for __, weight in KINDS.values()]
 
 
 @dataclass
@@ -45,7 +45,7 @@ def _play(world: World) -> None:
         if not cluster.protected and not world.violations:
             world.forbid("liveness", "no protection without any fault")
     begun = world.now
-    for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
+    for __ in range(rng.choice((1, 1, 2, 2, 3, 4))):
         name = rng.choices(_NAMES, _WEIGHTS)[0]
         world.count(f"fault {name}")
         cluster.later(FAULT_TIME * rng.random(), _strike, cluster, name)

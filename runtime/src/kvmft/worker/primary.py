@@ -747,7 +747,7 @@ class PrimaryWorker:
 
     def _kill_vm(self, _effect: ev.KillVm) -> None:
         """Fence through a descriptor of the very process, so that no recycled pid is hit."""
-        packets = sum(segment.packets for parts in self.held.values() for _, segment in parts)
+        packets = sum(segment.packets for parts in self.held.values() for __, segment in parts)
         self.held.clear()
         self.link.event("vm_killed", f"QEMU is killed here; {packets} held packets are thrown away",
                         packets=packets)  # fmt: skip

@@ -1,0 +1,54 @@
+"""The steps of a module's life, each also in check mode, shown in the output of the tests.
+
+Create, repeat, modify, repeat, remove, repeat: a step predicts, does, predicts again and repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+WORDS = {True: "changed", False: "ok"}
+
+
+class Steps:
+    """`run` has a module done: its name, whether in check mode, its parameters; the result has a diff
+    where the module offers one."""
+
+    def __init__(
+        self, run: Callable[[str, bool, dict[str, Any]], dict[str, Any]],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        self._run = run
+        self._capsys = capsys
+
+    def step(self, what: str, name: str, again: bool = False, /, **params: Any) -> dict[str, Any]:
+        """The prediction is what is then done, and doing it once more changes nothing, unless it is
+        such that it is a change `again`. The result of the doing."""
+        results = [self._run(name, check, params) for check in (True, False, True, False)]
+        predicted, done, foreseen, repeated = results
+        self._show(what, name, results)
+        assert not any(each.get("failed") for each in results), results
+        assert predicted["changed"] and done["changed"], results
+        assert predicted["diff"] == done["diff"] and done["diff"]["before"] != done["diff"]["after"]
+        assert foreseen["changed"] is repeated["changed"] is again, results
+        if not again:
+            for each in (foreseen, repeated):
+                assert each["diff"]["before"] == each["diff"]["after"], each
+        return done
+
+    def same(self, name: str, /, **params: Any) -> dict[str, Any]:
+        """A module that only looks: it changes nothing in either mode."""
+        results = [self._run(name, check, params) for check in (True, False)]
+        self._show("look", name, results)
+        assert not any(each.get("failed") or each["changed"] for each in results), results
+        return results[-1]
+
+    def _show(self, what: str, name: str, results: list[dict[str, Any]]) -> None:
+        words = [f"{how} {'FAILED' if each.get('failed') else WORDS[each['changed']]}"
+                 for how, each in zip(("check:", "run:", "check again:", "again:"), results, strict=False)]  # fmt: skip
+        with self._capsys.disabled():
+            print(f"\n  {name:13s} {what:10s} " + "  ".join(f"{each:20s}" for each in words).rstrip(),
+                  end="", flush=True)  # fmt: skip
