@@ -348,7 +348,7 @@ def _number(given: t.Any, path: str) -> float:
         made = float(given)
     except (TypeError, ValueError):
         made = -1.0
-    if made < 0 or made != made or made == float("inf") or isinstance(given, bool):
+    if isinstance(given, bool) or not 0 <= made < float("inf"):
         raise PlanError(f"{path} must be a number that is not negative.")
     return int(made) if made == int(made) else made
 

@@ -23,7 +23,6 @@ NAMES = {
 STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 15_000, 30_000, 60_000, 120_000,
          300_000, 600_000, 1_200_000, 1_800_000, 3_600_000)  # fmt: skip
 """Distances in milliseconds that two marks of an axis may have."""
-Segment = t.Dict[str, t.Any]
 
 
 class Scale:
@@ -106,7 +105,7 @@ def legend(report: dict[str, t.Any]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _bars(segments: list[Segment], scale: Scale, y: float, height: float) -> list[str]:
+def _bars(segments: list[dict[str, t.Any]], scale: Scale, y: float, height: float) -> list[str]:
     made = []
     for each in segments:
         if each["to_ms"] <= scale.begin or each["from_ms"] >= scale.end:
