@@ -17,7 +17,7 @@ from ansible_collections.kvmft.core.plugins.module_utils._drill_plan import OBJE
 SCHEMA = 1
 """Rises when a field changes its meaning or goes; new fields may come without it."""
 KIND = "kvmft-drill-report"
-LEAD = 0.5  # seconds before an order in which a silence may have begun
+LEAD = 0.5  # seconds before an order in which a silence of it may have begun, and clocks differ
 OF_HOST = ("host", "version", "qemu", "libvirt", "kernel", "python", "accelerator")
 OF_FAILOVER = ("kind", "epoch", "activation_ms", "since_loss_ms", "outage_ms", "carried_packets")
 OF_CHECK = ("when", "name", "type", "ok", "attempts", "seconds", "detail")
@@ -150,7 +150,8 @@ def _leg(
         "ordered_ms": _ms(ordered - begin),
         "running_ms": None if running is None else _ms(running - begin),
         "protected_ms": None if protected is None else _ms(protected - begin),
-        "rto": _rto(seen, ordered, running, until, figures),
+        # A silence that begins right at the next order is the next one's.
+        "rto": _rto(seen, ordered, running, until - LEAD if number < len(legs) else until, figures),
         "reprotect": _figure(None if protected is None else protected - ordered, "runtime",
                              "from the order until it was protected again"),
         "runtime": figures,
@@ -172,7 +173,7 @@ def _rto(
         longest: list[float | None] | None = None
         for silence in seen["silences"]:
             a, b = silence[0], silence[1]
-            inside = a <= until and (b is None or b >= ordered - LEAD) and a >= ordered - LEAD - 60
+            inside = a < until and (b is None or b > ordered)
             if inside and b is None:
                 return _figure(None, "probe", "it did not answer again before the drill's end")
             if inside and (longest is None or b - a > longest[1] - longest[0]):
