@@ -17,6 +17,8 @@ import yaml
 from .conftest import ROOT, FakeAgent
 
 PROGRAM = Path(sys.executable).parent / "ansible-playbook"
+SOCKET = "{{ hostvars[kvmft_drill_host | default(inventory_hostname)].fake_socket }}"
+"""Drills run on the controller and ask the host that kvmft_drill_host names."""
 Cluster = dict[str, FakeAgent]
 Play = Callable[..., tuple[int, str]]
 
@@ -46,7 +48,7 @@ def play(tmp_path: Path, collections: Path, cluster: Cluster) -> Play:
     def run(name: str, *arguments: str, **given: Any) -> tuple[int, str]:
         plays = yaml.safe_load((ROOT / "playbooks" / f"{name}.yml").read_text())
         for each in plays:
-            each["module_defaults"] = {"group/kvmft.core.ft": {"socket_path": "{{ fake_socket }}"}}
+            each["module_defaults"] = {"group/kvmft.core.ft": {"socket_path": SOCKET}}
         (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(plays))
         code, output = _ansible(tmp_path, collections, "-i", "inventory.json", f"{name}.yml",
                                 "-e", json.dumps(given), *arguments)  # fmt: skip
