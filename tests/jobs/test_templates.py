@@ -28,15 +28,18 @@ TEMPLATES: dict[str, dict[str, Any]] = {
 }
 ORDER = (
     "kvmft site", "kvmft verify", "kvmft observe", "kvmft enable", "kvmft move secondary",
-    "kvmft drill planned", "kvmft drill unplanned", "kvmft disable",
+    "kvmft drill planned", "kvmft drill unplanned", "kvmft drill test", "kvmft upgrade",
+    "kvmft rotate certificates", "kvmft drain host", "kvmft disable", "kvmft uninstall",
 )  # fmt: skip
 """As an operator would: each finds what it needs, and what takes things away comes last."""
 JOB_SECONDS = 240
 SURVIVED = {
     "kvmft enable": "protected", "kvmft move secondary": "protected", "kvmft drill planned": "protected",
-    "kvmft drill unplanned": "protected", "kvmft disable": "disabled",
+    "kvmft drill unplanned": "protected", "kvmft drill test": "protected", "kvmft upgrade": "protected",
+    "kvmft rotate certificates": "protected", "kvmft disable": "disabled",
 }  # fmt: skip
 """The state of the VM after these jobs."""
+NOT_OFFERED = "Test failovers are not offered by kvmft on "
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +115,11 @@ def test_every_template_is_run() -> None:
 @pytest.mark.parametrize("name", ORDER)
 def test_the_job_ends_well_with_the_defaults_of_its_survey(where: Place, folder: Path, name: str) -> None:
     code, output, artifacts = launch(where, folder, TEMPLATES[name])
-    assert code == 0, output[-5000:]
-    assert (artifacts / "status").read_text() == "successful"
+    if name == "kvmft drill test" and code:
+        assert NOT_OFFERED in " ".join(output.split()), output[-5000:]
+    else:
+        assert code == 0, output[-5000:]
+        assert (artifacts / "status").read_text() == "successful"
     secrets = [where.canary.read_text(), *where.lab.key.read_text().splitlines()[1:-1]]
     assert [secret for secret in secrets if secret in output] == []
     if name in SURVIVED:

@@ -15,7 +15,7 @@ from tests.lab import container, images, net, sanity
 from tests.lab.lab import ROOT, Lab
 
 WHEELS = ROOT / "roles" / "runtime" / "files"
-STAGES = ("lint", "sanity", "unit", "sim", "contract", "pair", "lab")
+STAGES = ("lint", "sanity", "unit", "release", "sim", "contract", "pair", "lab", "molecule")
 CONTROLLER_TESTS = "tests/unit/plugins"
 RELEASES = tuple(images.SUITES)
 
@@ -89,17 +89,20 @@ def pytest(*arguments: str) -> int:
 
 
 def run_stage(stage: str, release: str | None) -> int:
-    """Run one stage; its exit code. With `release`, on that Debian: `lab` with such servers, and
-    what needs one machine in a container of it, unless this machine is one. `lint` and `sanity` run here."""
+    """Run one stage; its exit code. With `release`, on that Debian: `lab` and `molecule` with such servers, and
+    what needs one machine in a container of it, unless this machine is one. What tests the collection's
+    sources and its release runs here."""
     if stage == "lint":
         return lint()
     if stage == "sanity":
         return sanity.main()
-    if stage == "lab":
-        if release is not None:
-            os.environ["KVMFT_RELEASE"] = release
-        return pytest("tests/lab")
-    if release is None or release == container.own_release():
+    if stage in ("lab", "molecule") and release is not None:
+        os.environ["KVMFT_RELEASE"] = release
+    if stage == "molecule":
+        from tests.lab import molecule
+
+        return molecule.stage()
+    if release is None or stage in ("lab", "release") or release == container.own_release():
         return pytest(f"tests/{stage}")
     command = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{stage}"]
     if stage == "unit" and release == "12":
@@ -177,8 +180,9 @@ def arguments() -> argparse.ArgumentParser:
     tests = verbs.add_parser("test")
     tests.add_argument("--only")
     tests.add_argument("--release", choices=RELEASES, default=os.environ.get("KVMFT_RELEASE"))
-    for name in ("lint", "wheel", "clean"):
+    for name in ("lint", "wheel", "docs", "release", "clean"):
         verbs.add_parser(name)
+    verbs.add_parser("molecule").add_argument("arguments", nargs=argparse.REMAINDER)
     verbs.add_parser("bench")
     faults = verbs.add_parser("faults")
     faults.add_argument("--runs", type=int, default=1)
@@ -210,6 +214,18 @@ def main() -> int:
             return 1 if lint() else 0
         case "wheel":
             print(build_wheel())
+        case "docs":
+            from tests.lab import docs
+
+            print(docs.build())
+        case "release":
+            from tests.lab import release
+
+            print(release.build(ROOT / "build" / "release"))
+        case "molecule":
+            from tests.lab import molecule
+
+            return molecule.run_molecule(*options.arguments)
         case "site":
             site(Lab())
         case "bench":

@@ -115,9 +115,8 @@ def plant_canary(where: Place) -> None:
     )  # fmt: skip
     key = folder / "ca.key"
     key.write_text(f"{canary}\n{key.read_text()}")
-    where.lab.run("node-a", "install -d -m 750 $(dirname {0}) && umask 077 && (echo {1}; openssl "
-                  "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256) > {0}".format(
-                      HOST_KEY, canary))  # fmt: skip
+    where.lab.run("node-a", f"install -d -m 750 $(dirname {HOST_KEY}) && umask 077 && (echo {canary}; openssl "
+                  f"genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256) > {HOST_KEY}")  # fmt: skip
     where.canary.write_text(canary)
     # Molecule adds to the log: the runs of an earlier lab had another canary.
     where.site_log.unlink(missing_ok=True)
