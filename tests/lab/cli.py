@@ -69,10 +69,10 @@ def lint() -> int:
     bin_ = Path(sys.executable).parent
     collection = ROOT / "build" / "collections" / "ansible_collections" / "kvmft" / "core"
     commands = [
-        [str(bin_ / "ruff"), "check", "runtime/src", "tests", "plugins"],
+        [str(bin_ / "ruff"), "check", "runtime/src", "tests", "plugins", "molecule"],
         [str(bin_ / "mypy"), "runtime/src/kvmft"],
         [str(bin_ / "ansible-lint"), "--offline", "-q", "--profile", "production", "roles",
-         "playbooks"],
+         "playbooks", "molecule"],
     ]  # fmt: skip
     failed = 0
     for command in commands:

@@ -136,8 +136,9 @@ def site(where: Place) -> None:
     states = [where.lab.run(host, "systemctl is-active kvmft-agent", check=False).strip()
               for host in where.lab.servers]  # fmt: skip
     if states != ["active"] * len(states):
+        environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(where.collections)}
         subprocess.run([str(release.BIN / "ansible-playbook"), "-i", str(where.inventory),
-                        "kvmft.core.site"], check=True)  # fmt: skip
+                        "kvmft.core.site"], check=True, env=environment)  # fmt: skip
 
 
 def guest(where: Place) -> None:
