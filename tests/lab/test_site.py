@@ -7,12 +7,28 @@ import re
 
 from tests.lab import cli
 from tests.lab.lab import Lab
+from tests.lab.test_operations import secrets
 
 
-def test_second_run_changes_nothing(lab: Lab) -> None:
-    output = cli.site(lab, quiet=True)
-    changed = dict(re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.MULTILINE))
-    assert changed == dict.fromkeys(lab.hosts, "0")
+def changes(output: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.MULTILINE))
+
+
+def test_second_run_changes_nothing_and_shows_no_key_however_verbose(lab: Lab) -> None:
+    known = secrets(lab, *lab.hosts)
+    output = cli.playbook(lab, "site", "-vvv", "--diff", quiet=True)
+    assert changes(output) == dict.fromkeys(lab.hosts, "0")
+    assert len(known) >= 4 * 3 and [line for line in known if line in output] == []
+
+
+def test_a_key_that_was_planted_is_certified_and_shown_nowhere(lab: Lab) -> None:
+    lab.run("node-b", "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 "
+            "-out /etc/kvmft/pki/host.key")  # fmt: skip
+    known = secrets(lab, *lab.hosts)
+    output = cli.playbook(lab, "site", "--tags", "pki", "-vvv", "--diff", quiet=True)
+    assert changes(output) == {**dict.fromkeys(lab.hosts, "0"), "node-b": "1"}
+    assert "it is of another key" in output
+    assert [line for line in known if line in output] == []
 
 
 def test_hosts_see_each_other_and_the_arbiter(lab: Lab) -> None:
