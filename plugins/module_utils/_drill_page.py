@@ -91,12 +91,12 @@ def _tiles(report: dict[str, t.Any]) -> str:
 def _results(report: dict[str, t.Any]) -> str:
     rows = []
     for vm in report["vms"]:
-        cells = [f"<td><b>{_t(vm['name'])}</b></td>", f"<td>{_t(vm['group'] or '–')}</td>",
-                 f"<td>{_way(vm)}</td>"]  # fmt: skip
+        cells = [f"<td{_any(vm['name'])}><b>{_t(vm['name'])}</b></td>",
+                 f"<td{_any(vm['group'])}>{_t(vm['group'] or '–')}</td>", f"<td>{_way(vm)}</td>"]  # fmt: skip
         cells += [f'<td class="num">{_figure(vm, name)}</td>' for name, _, _ in FIGURES]
         after = vm["after"]
         colour = "good" if after["state"] == "protected" else "bad"
-        cells.append(f'<td><span class="{colour}">{_t(after["state"] or "not seen")}</span>'
+        cells.append(f'<td class="any"><span class="{colour} nowrap">{_t(after["state"] or "not seen")}</span>'
                      f"<br><small>{_where(after)}</small></td>")  # fmt: skip
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f'<th class="num">{each}</th>' for each in ("RTO", "RPO", "Protected again"))
@@ -175,9 +175,9 @@ def _leg_text(leg: dict[str, t.Any]) -> str:
 
 def _checks(vm: dict[str, t.Any]) -> str:
     rows = [
-        f'<tr><td class="num">{moment(each["at_ms"])}</td><td>{_t(each["when"])}</td><td>{_t(each["name"])}</td>'
+        f'<tr><td class="num">{moment(each["at_ms"])}</td><td>{_t(each["when"])}</td><td class="any">{_t(each["name"])}</td>'
         f'<td class="{"good" if each["ok"] else "bad"}">{"healthy" if each["ok"] else "failed"}</td>'
-        f'<td class="num">{each["attempts"]}</td><td>{_t(each["detail"])}</td></tr>'
+        f'<td class="num">{each["attempts"]}</td><td class="any">{_t(each["detail"])}</td></tr>'
         for each in vm["checks"]
     ]
     if not rows:
@@ -203,7 +203,7 @@ def _receipts(vm: dict[str, t.Any]) -> str:
         rows.append(
             f'<tr><td class="num">{moment(each["at_ms"])}</td><td>{_t(each["host"])}</td>'
             f'<td class="nowrap">{_t(each["event"].replace("_", " "))} {said}</td><td class="nowrap">{_t(change)}</td>'
-            f"<td>{nonce}</td><td>{_t(each['reason'])}</td></tr>"
+            f'<td>{nonce}</td><td class="any">{_t(each["reason"])}</td></tr>'
         )
     if not rows:
         return f'<h3>Arbiter receipts</h3>{missing or "<p class=soft>No claim was made for this VM.</p>"}'
@@ -254,6 +254,11 @@ def _measured(report: dict[str, t.Any]) -> str:
                 "protected again. “By the hosts” means that a figure was not seen from outside.")  # fmt: skip
     items = "".join(f"<li>{_t(each)}</li>" for each in told)
     return f'<section class="card"><h2>How it was measured</h2><ul>{items}</ul></section>'
+
+
+def _any(name: str) -> str:
+    """Short names stay whole; long ones may be broken where the paper is too narrow."""
+    return ' class="any"' if len(name) > 20 else ""
 
 
 def _t(text: t.Any) -> str:

@@ -38,10 +38,11 @@ dt { font-size: 13px; } dd { margin: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin: 0 0 18px; }
 .tiles .card { margin: 0; padding: 16px 20px; }
 .tiles b { display: block; font-size: 26px; line-height: 1.25; letter-spacing: -0.01em; }
-table { width: 100%; min-width: 620px; border-collapse: collapse; font-variant-numeric: tabular-nums;
+table { width: 100%; min-width: 660px; border-collapse: collapse; font-variant-numeric: tabular-nums;
   overflow-wrap: break-word; }
+.any { overflow-wrap: anywhere; }
 th { text-align: left; font-weight: 600; font-size: 13px; color: var(--soft); padding: 4px 12px 6px 0;
-  border-bottom: 1px solid var(--line); }
+  border-bottom: 1px solid var(--line); white-space: nowrap; overflow-wrap: normal; }
 td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 td:last-child, th:last-child { padding-right: 0; }
@@ -71,11 +72,13 @@ footer { color: var(--soft); font-size: 13px; }
     --protected: #12806a; --failing: #d6401f; --running: #f2a51a; --off: #9aa6b1; --on-running: #3d2900;
     --silence: #111111; --answers: #a9d8cc; --good: #0d6b58; --good-soft: #dff3ee; --bad: #b42f12;
     --bad-soft: #fde8e2; --warn: #8a5a00; --warn-soft: #fdf1d8; color-scheme: light; }
-  body { padding: 0; font-size: 10.5pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+  body { padding: 0; font-size: 9.5pt; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   main { max-width: none; }
   .card { border-radius: 0; border-width: 1px 0 0; padding: 10px 0 2px; margin: 0 0 10px; }
   .tiles { grid-template-columns: repeat(3, 1fr); }
   .picture svg, table { min-width: 0; }
+  th, .num small { white-space: normal; overflow-wrap: normal; } small, dt, th { font-size: 8.5pt; }
+  td, th { padding-right: 8px; } td { padding-top: 4px; padding-bottom: 4px; }
   .picture, .wide { overflow: visible; }
   tr, .picture, .tiles .card { break-inside: avoid; }
   h2, h3 { break-after: avoid; }

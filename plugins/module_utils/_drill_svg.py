@@ -126,7 +126,9 @@ def _bars(segments: list[dict[str, t.Any]], scale: Scale, y: float, height: floa
 def _answers(
     vm: dict[str, t.Any], scale: Scale, y: float, height: float, label: bool = False
 ) -> list[str]:
-    """The prober's lane: answers, with its silences over them."""
+    """The prober's lane: answers, with its silences over them. Nothing when it asked nothing."""
+    if not vm["probe"]["attempts"]:
+        return []
     begin, end = scale.x(scale.begin), scale.x(scale.end)
     made = [f'<rect class="answers" x="{begin:g}" y="{y:g}" width="{end - begin:.2f}" height="{height:g}"/>']
     if not vm["probe"]["answers"]:
@@ -136,12 +138,14 @@ def _answers(
         if stop <= scale.begin or each["from_ms"] >= scale.end:
             continue
         x, right = scale.x(each["from_ms"]), scale.x(stop)
-        took = milliseconds(stop - each["from_ms"])
+        took = "no answer any more"
+        if each["to_ms"] is not None:
+            took = f"no answer for {milliseconds(stop - each['from_ms'])}"
         made.append(
             f'<rect class="silence" x="{x:g}" y="{y:g}" width="{right - x:.2f}" height="{height:g}" '
-            f'data-from="{each["from_ms"]:g}" data-to="{stop:g}"><title>no answer for {took}</title></rect>'
+            f'data-from="{each["from_ms"]:g}" data-to="{stop:g}"><title>{took}</title></rect>'
         )
-        if label and right - x > 52:
+        if label and right - x > 130:
             made.append(f'<text class="in-silence" x="{(x + right) / 2:.2f}" y="{y + 11.5:g}">{took}</text>')
     return made
 
@@ -151,7 +155,8 @@ def _pointer(x: float, y: float, told: str) -> str:
 
 
 def _label(text: str, y: float) -> str:
-    shown = text if len(text) <= 20 else text[:19] + "\u2026"
+    # Names of one kind often differ at their end alone.
+    shown = text if len(text) <= 20 else text[:8] + "\u2026" + text[-10:]
     return f'<text class="lane" x="0" y="{y:g}">{_text(shown)}<title>{_text(text)}</title></text>'
 
 

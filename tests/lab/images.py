@@ -41,6 +41,8 @@ TEST_PACKAGES = (
     "busybox-static", "cpio", "e2fsprogs", "git",
 )  # fmt: skip
 """What the stages unit, sim and pair need, all of it from Debian."""
+GUEST_AGENT = Path("/usr/sbin/qemu-ga")
+"""Of this machine's package qemu-guest-agent; the wide guest runs it where it has its channel."""
 KEEP_SECONDS = 3 * 86400
 """An image that is made no longer stays so long after its last use."""
 HERE = Path(__file__).parent
@@ -244,6 +246,15 @@ def _extract_modules(disk: Path, names: tuple[str, ...], target: Path) -> list[s
     return files
 
 
+def _copy_program(program: Path, root: Path) -> None:
+    """Copy a program of this machine, and the libraries that it needs, to the same places in `root`."""
+    told = subprocess.run(["ldd", str(program)], check=True, capture_output=True, text=True).stdout
+    for path in [str(program), *re.findall(r"(/\S+) \(0x", told)]:
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+
+
 def wide_guest() -> Path:
     """A folder with `disk.raw`, `kernel` and `initrd` of the busybox guest with many drivers."""
     kernel_of = postgres_guest()
@@ -258,6 +269,7 @@ def wide_guest() -> Path:
         for name in programs:
             subprocess.run(["gcc", "-O2", "-static", "-o", str(root / "bin" / name),
                             str(GUEST_RECIPES / f"{name}.c")], check=True)  # fmt: skip
+        _copy_program(GUEST_AGENT, root)
         files = _extract_modules(kernel_of / "disk.raw", WIDE_MODULES, root / "lib")
         (root / "lib" / "modules.order").write_text("".join(f"{name}\n" for name in files))
         (root / "init").write_text(init)
@@ -272,4 +284,5 @@ def wide_guest() -> Path:
             file.truncate(64 << 20)
         shutil.rmtree(root)
 
-    return _cached("guest-wide", _key(init, programs, WIDE_MODULES, kernel_of.name), build)
+    agent = hashlib.sha256(GUEST_AGENT.read_bytes()).hexdigest()
+    return _cached("guest-wide", _key(init, programs, WIDE_MODULES, agent, kernel_of.name), build)

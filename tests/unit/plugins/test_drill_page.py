@@ -126,6 +126,19 @@ def test_nothing_is_wider_than_the_window(opened: Page, report: dict[str, Any], 
         opened.set_viewport_size({"width": 1200, "height": 900})
 
 
+def test_nothing_is_cut_off_on_paper(opened: Page) -> None:
+    """Between A4's margins there are 184 mm; what is wider cannot be scrolled to on paper."""
+    opened.set_viewport_size({"width": 695, "height": 1000})
+    opened.emulate_media(media="print")
+    try:
+        wide = opened.evaluate("""() => [...document.querySelectorAll('main, .wide, .picture')]
+            .filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.innerHTML.slice(0, 60))""")
+        assert wide == []
+    finally:
+        opened.emulate_media(media="screen")
+        opened.set_viewport_size({"width": 1200, "height": 900})
+
+
 def test_each_state_is_as_long_as_it_was(opened: Page, report: dict[str, Any]) -> None:
     """Drawn widths are to each other as the times in the data, up to a pixel."""
     drawn = opened.evaluate("""() => [...document.querySelectorAll('svg.timeline .seg')].map(each => {
@@ -189,7 +202,7 @@ def test_texts_stand_out_from_what_is_behind_them(opened: Page, report: dict[str
 def test_it_prints_on_a_sane_number_of_a4_pages(opened: Page, report: dict[str, Any]) -> None:
     printed = opened.pdf(path=SEEN / f"{report['_name']}.pdf", prefer_css_page_size=True)
     count = len(re.findall(rb"/Type\s*/Page\b", printed))
-    assert 1 < count <= 2 + 1.1 * len(report["vms"])
+    assert 1 < count <= 2 + 1.75 * len(report["vms"])
     box = re.search(rb"/MediaBox\s*\[\s*0 0 ([\d.]+) ([\d.]+)", printed)
     assert box and (round(float(box[1])), round(float(box[2]))) == (595, 842)
 
