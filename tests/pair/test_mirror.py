@@ -70,3 +70,15 @@ def test_nothing_is_let_go_inside_a_checkpoint(pair: Pair) -> None:
         pair.renew_standby()
         assert not seen.exists(), "mirrors were cancelled while a checkpoint was about to end in cont"
         pair.wait_for_counts(pair.primary_vm.counts[-1] + 256)
+
+
+def test_a_disk_with_a_thread_of_its_own_survives_many_checkpoints(threaded_pair: Pair) -> None:
+    """Each stop moves the disk out of its thread, and a mirror at work there may abort QEMU 10."""
+    for _ in range(2):
+        primary, secondary = threaded_pair.protect()
+        threaded_pair.wait_for_counts(threaded_pair.primary_vm.counts[-1] + 1024)
+        assert threaded_pair.primary_vm.process.poll() is None
+        primary.send(cmd="stop")
+        primary.wait(msg="done", outcome="detached")
+        secondary.stop()
+        threaded_pair.renew_standby()
