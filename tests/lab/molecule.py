@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from tests.lab import guests, release
+from tests.lab import cli, guests, release
 from tests.lab.lab import ROOT, Lab
 
 SCENARIOS = ("default", "preflight_failures", "pair", "failover", "upgrade")
@@ -208,31 +208,34 @@ def stage() -> int:
     destroy(where)
     # Otherwise Molecule would believe that the lab of an earlier run is still there.
     shutil.rmtree(state, ignore_errors=True)
-    scenarios = [word for name in SCENARIOS for word in ("-s", name)]
     log = where.folder / "molecule.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        begun = time.monotonic()
-        with log.open("w") as file:
-            # -vvv of a site run is long: it is shown when something failed, and kept in any case.
-            code = subprocess.run([str(release.BIN / "molecule"), "test", "--no-command-borders", "--destroy", "never", *scenarios],
-                                  cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode  # fmt: skip
-        lines = log.read_text(errors="replace").splitlines()
-        print("\n".join(lines[-400:] if code else [each for each in lines if _is_summary(each)]), flush=True)
-        print(f"scenarios: {time.monotonic() - begun:.0f} s; their log: {log}", flush=True)
-        if code:
-            return code
-        from tests.lab import cli
-
-        return cli.pytest("tests/jobs")
+        code = _scenarios(log) or cli.pytest("tests/jobs")
     finally:
-        if "KVMFT_KEEP" not in os.environ:
-            code = run_molecule("destroy", "-s", "default")
+        gone = 0 if "KVMFT_KEEP" in os.environ else run_molecule("destroy", "--no-command-borders", "-s", "default")
+    return code or gone
+
+
+def _scenarios(log: Path) -> int:
+    """Run all scenarios and print how each step ended; exit code."""
+    begun = time.monotonic()
+    scenarios = [word for name in SCENARIOS for word in ("-s", name)]
+    with log.open("w") as file:
+        # -vvv of a site run is long: it is shown when something failed, and kept in any case.
+        code = subprocess.run(
+            [str(release.BIN / "molecule"), "test", "--no-command-borders", "--destroy", "never", *scenarios],
+            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False,
+        ).returncode  # fmt: skip
+    lines = log.read_text(errors="replace").splitlines()
+    print("\n".join(lines[-400:] if code else [each for each in lines if _is_summary(each)]), flush=True)
+    print(f"scenarios: {time.monotonic() - begun:.0f} s; their log: {log}", flush=True)
+    return code
 
 
 def _is_summary(line: str) -> bool:
     """A line that says how a step of a scenario, or a test in it, ended."""
-    return bool(re.search(r"INFO .*(Executed|Completed|SUMMARY)|passed|failed|records over", line))
+    return "EXEC" not in line and bool(re.search(r"➜.*Executed:|^\d+ passed|records over one", line))
 
 
 def main() -> int:

@@ -66,3 +66,10 @@ def test_every_link_to_a_file_of_the_repository_leads_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_names_every_playbook_and_role() -> None:
+    readme = (ROOT / "README.md").read_text()
+    names = [path.stem for path in (ROOT / "playbooks").glob("*.yml")]
+    names += [path.name for path in (ROOT / "roles").iterdir()]
+    assert sorted(name for name in names if f"`{name}`" not in readme) == []

