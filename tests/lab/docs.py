@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 from pathlib import Path
 
@@ -41,11 +43,16 @@ def playbooks() -> str:
     """A page with what each playbook says of itself at its head."""
     lines = ["Playbooks", "=========", "", "Run one with ``ansible-playbook -i INVENTORY kvmft.core.NAME``.", ""]
     for path in sorted((ROOT / "playbooks").glob("*.yml")):
-        name, head = path.stem, []
-        for line in path.read_text().splitlines()[1:]:
-            if not line.startswith("#"):
-                break
-            head.append(f"   {line.removeprefix('#').strip()}")
-        lines += [f".. _ansible_collections.kvmft.core.{name}_playbook:", "", name, "-" * len(name), "",
-                  ".. code-block:: text", "", *head, ""]  # fmt: skip
+        name = path.stem
+        head = list(itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines()[1:]))
+        text = " ".join(line.removeprefix("#").strip() for line in head)
+        lines += [f".. _ansible_collections.kvmft.core.{name}_playbook:", "", name, "-" * len(name), "", _escaped(text), ""]
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Text as reStructuredText, with what a shell is given set apart."""
+    text = re.sub(r"([*`|\\]|_(?=\W|$))", r"\\\1", text)
+    shell = r"(ansible-playbook -i INVENTORY [\w.]+(?: -e \w+=\S+| \[[^]]*\])*|-e \w+=[\w./-]+)"
+    # The command at the head is a paragraph of its own.
+    return re.sub(r"^(``[^`]+``) ", r"\1\n\n", re.sub(shell, r"``\1``", text))
