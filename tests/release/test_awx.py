@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -207,6 +208,7 @@ def test_no_secret_is_in_what_the_playbook_prints(loaded: tuple[Controller, Path
 def test_loading_it_again_changes_nothing(loaded: tuple[Controller, Path, str]) -> None:
     at, folder, _ = loaded
     at.writes.clear()
-    output = load(at, folder)
+    few = [TEMPLATES[0], next(template for template in TEMPLATES if template["survey"])]
+    output = load(at, folder, "-e", json.dumps({"kvmft_awx_templates": few}))
     assert re.search(r"changed=0\b", output), output[-2000:]
     assert at.writes == []
