@@ -58,7 +58,9 @@ def judge(
     seconds since 1970) and `seen` (what the probe printed; None when it could not run). `ended` is the
     controller's time afterwards.
     """
-    variables = {name: (examined.get(name) or {}).get("variables") or {} for name in [*hosts, *arbiters]}
+    variables = {
+        name: (examined.get(name) or {}).get("variables") or {} for name in [*hosts, *arbiters]
+    }
     found = list(_of_inventory(hosts, arbiters, variables))
     looked_at = [name for name in hosts if "limits" in (examined.get(name) or {})]
     for name in looked_at:
@@ -68,7 +70,9 @@ def judge(
                                  "Make it answer to Ansible over SSH, as root or with become"))  # fmt: skip
             continue
         found += _of_host(name, record, ended)
-    seen = {name: examined[name]["seen"] for name in looked_at if (examined[name] or {}).get("seen")}  # type: ignore[index]
+    seen = {
+        name: examined[name]["seen"] for name in looked_at if (examined[name] or {}).get("seen")
+    }  # type: ignore[index]
     found += _of_several(seen, {name: variables[name] for name in seen}, examined)
     return found
 
@@ -100,7 +104,9 @@ def _of_arbiter(
 ) -> Iterator[Finding]:  # fmt: skip
     def kind(name: str) -> t.Any:
         value = variables[name].get("kvmft_arbiter")
-        return value.get("type", "") if isinstance(value, Mapping) else ("" if value is None else None)
+        return (
+            value.get("type", "") if isinstance(value, Mapping) else ("" if value is None else None)
+        )
 
     for name in hosts:
         value = variables[name].get("kvmft_arbiter")
@@ -164,7 +170,9 @@ def _is_ipv4(value: t.Any) -> bool:
     return True
 
 
-def _of_names_used_twice(hosts: Sequence[str], variables: Mapping[str, Mapping]) -> Iterator[Finding]:
+def _of_names_used_twice(
+    hosts: Sequence[str], variables: Mapping[str, Mapping]
+) -> Iterator[Finding]:
     for each in ALONE:
         owners: dict[str, str] = {}
         for name in hosts:
@@ -187,7 +195,11 @@ def _of_host(name: str, record: Mapping, ended: float) -> Iterator[Finding]:
     yield from _of_room(name, seen, limits)
     yield from _of_networks(name, seen, limits, variables)
     arbiter = variables.get("kvmft_arbiter")
-    if isinstance(arbiter, Mapping) and arbiter.get("type") == "file" and str(arbiter.get("directory") or "").startswith("/"):
+    if (
+        isinstance(arbiter, Mapping)
+        and arbiter.get("type") == "file"
+        and str(arbiter.get("directory") or "").startswith("/")
+    ):
         yield from _of_directory(name, arbiter["directory"], seen.get("mount"))
 
 
@@ -229,7 +241,9 @@ def _of_machine(name: str, seen: Mapping, limits: Mapping) -> Iterator[Finding]:
                           "Upgrade it, or use a newer release of the system")  # fmt: skip
 
 
-def _of_clock(name: str, seen: Mapping, limits: Mapping, begun: float, ended: float) -> Iterator[Finding]:
+def _of_clock(
+    name: str, seen: Mapping, limits: Mapping, begun: float, ended: float
+) -> Iterator[Finding]:
     clock, most = seen.get("clock") or {}, float(limits["max_clock_seconds"])
     if clock.get("time") is not None:
         # Seen at some moment between both; only what lies outside of them is certain.
@@ -272,7 +286,9 @@ def _of_room(name: str, seen: Mapping, limits: Mapping) -> Iterator[Finding]:
                           f"{has['free_mib']} MiB", f"{need} MiB", wanted["remedy"])  # fmt: skip
 
 
-def _of_networks(name: str, seen: Mapping, limits: Mapping, variables: Mapping) -> Iterator[Finding]:
+def _of_networks(
+    name: str, seen: Mapping, limits: Mapping, variables: Mapping
+) -> Iterator[Finding]:
     own = {each["address"] for link in seen.get("links", {}).values() for each in link["addresses"]}
     management = variables.get("kvmft_management_address")
     if _is_ipv4(management) and str(management) not in own:
@@ -283,18 +299,32 @@ def _of_networks(name: str, seen: Mapping, limits: Mapping, variables: Mapping) 
         for network in networks:
             link = seen["links"].get(network["interface"]) or {}
             speed, wanted = link.get("speed_mbit"), int(limits.get("good_speed_mbit") or 0)
-            if "ft" in network["purpose"] and speed is not None and network["min_speed_mbit"] <= speed < wanted:
+            if (
+                "ft" in network["purpose"]
+                and speed is not None
+                and network["min_speed_mbit"] <= speed < wanted
+            ):
                 yield finding("ft_speed_low", name, f"the link of {network['interface']} is slow for an FT network",
                               f"{speed} Mbit/s", f"{wanted} Mbit/s",
                               "Expect long commits under load; use a faster link for FT", WARNING)  # fmt: skip
         if limits.get("networks_manage"):
-            addresses = [str(variables[each]) for each in ("kvmft_management_address", "ansible_host") if variables.get(each)]
-            for each in _networks.refusals(networks, seen, addresses, str(variables.get("kvmft_management_interface") or "")):
+            addresses = [
+                str(variables[each])
+                for each in ("kvmft_management_address", "ansible_host")
+                if variables.get(each)
+            ]
+            for each in _networks.refusals(
+                networks, seen, addresses, str(variables.get("kvmft_management_interface") or "")
+            ):
                 what, _, remedy = each.rstrip(".").partition(". ")
-                yield finding("networks_managed", name, what, "see there", "an interface of its own", remedy)
+                yield finding(
+                    "networks_managed", name, what, "see there", "an interface of its own", remedy
+                )
         else:
             for each in _networks.findings(networks, seen):
-                yield finding(each["id"], name, each["what"], each["have"], each["need"], each["remedy"])
+                yield finding(
+                    each["id"], name, each["what"], each["have"], each["need"], each["remedy"]
+                )
 
 
 def _understood(variables: Mapping) -> Iterator[list[dict[str, t.Any]]]:
@@ -307,7 +337,9 @@ def _understood(variables: Mapping) -> Iterator[list[dict[str, t.Any]]]:
         return
     made: list[dict[str, t.Any]] = []
     for purpose in _networks.PURPOSES:
-        address, interface = (variables.get(f"kvmft_{purpose}_{each}") for each in ("address", "interface"))
+        address, interface = (
+            variables.get(f"kvmft_{purpose}_{each}") for each in ("address", "interface")
+        )
         if _is_ipv4(address) and interface:
             made.append({
                 "purpose": [purpose], "interface": str(interface), "address": str(address), "device": {"type": "interface"},
@@ -369,8 +401,7 @@ def _of_pair(first: str, one: Mapping, name: str, other: Mapping) -> Iterator[Fi
 def _of_identity(seen: Mapping[str, Mapping]) -> Iterator[Finding]:
     for key, name_of, severity, remedy in (
         ("machine_id", "machine-id", ERROR,
-         "If it is another server, give it an identity: rm /etc/machine-id; systemd-machine-id-setup; reboot. Two names of "
-         "one server are no fault tolerance"),
+         "If it is another server, give it an identity (rm /etc/machine-id; systemd-machine-id-setup; reboot)"),
         ("hostname", "host name", WARNING, "Give each server its own: hostnamectl set-hostname"),
     ):  # fmt: skip
         owners: dict[str, str] = {}
@@ -395,8 +426,19 @@ def _of_paths(
                 link = seen[name]["links"].get(network["interface"])
                 if purpose not in network["purpose"] or link is None or managed:
                     continue
-                prefix = next((each["prefix"] for each in link["addresses"] if each["address"] == network["address"]), None)
-                subnet = str(ipaddress.ip_network(f"{network['address']}/{prefix}", strict=False)) if prefix else ""
+                prefix = next(
+                    (
+                        each["prefix"]
+                        for each in link["addresses"]
+                        if each["address"] == network["address"]
+                    ),
+                    None,
+                )
+                subnet = (
+                    str(ipaddress.ip_network(f"{network['address']}/{prefix}", strict=False))
+                    if prefix
+                    else ""
+                )
                 found.append((name, int(link["mtu"] or 0), network["interface"], subnet))
                 largest = max(largest, (int(link["mtu"] or 0), name), key=lambda each: each[0])
         for name, mtu, interface, _ in found:
@@ -426,6 +468,8 @@ def table(findings: Sequence[Finding], ignored: int = 0) -> list[str]:
     hosts = max(len(each["host"]) for each in findings)
     for each in [*errors, *warnings]:
         mark = "!" if each["severity"] == ERROR else "?"
-        lines.append(f"{mark} {each['id']:<{ids}}  {each['host']:<{hosts}}  {each['what']} (have: {each['have']}; need: {each['need']})")
+        lines.append(
+            f"{mark} {each['id']:<{ids}}  {each['host']:<{hosts}}  {each['what']} (have: {each['have']}; need: {each['need']})"
+        )
         lines.append(f"  {'':<{ids}}  {'':<{hosts}}  {each['remedy']}.")
     return lines

@@ -300,6 +300,7 @@ def test_real_hosts_are_looked_at_and_one_that_does_not_answer_is_a_finding(play
     play.inventory["kvmft_arbiter"]["hosts"] = {}
     play.host("node-b").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
     _, output = play.run()
+    print(output)
     report = json.loads(play.report.read_text())
     found = [(each["id"], each["host"]) for each in report["findings"]]
     assert ("not_examined", "node-b") in found and ("not_examined", "node-a") not in found, output
