@@ -132,7 +132,7 @@ def test_promtool_accepts_the_rules(rules: Path) -> None:
     done = subprocess.run(["promtool", "check", "rules", str(rules)], capture_output=True, text=True,
                           check=False, timeout=60)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "SUCCESS: 11 rules found" in done.stdout
+    assert "SUCCESS: 12 rules found" in done.stdout
 
 
 def served_by_agents(folder: Path) -> set[str]:
@@ -275,7 +275,13 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, Any]]]] = {
          series('kvmft_certificate_expiry_seconds{certificate="good"}', "31536000x20")],
         [alerts("KvmftCertificateExpiring", "1m",
                 {**ON_A, "severity": "warning", "certificate": "host"},
-                {**ON_A, "severity": "critical", "certificate": "ca"})],
+                {**ON_A, "severity": "critical", "certificate": "ca"}),
+         alerts("KvmftCertificateEndsToday", "1m")],
+    ),
+    "a certificate's last day": (
+        [series(f'kvmft_certificate_expiry_seconds{{{HOST},certificate="host"}}', "86399x20")],
+        [alerts("KvmftCertificateEndsToday", "1m",
+                {**ON_A, "severity": "critical", "certificate": "host"})],
     ),
     "long pauses": (
         pauses(fast=90, slow=10),
