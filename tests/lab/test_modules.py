@@ -36,7 +36,7 @@ class ModuleRunner:
         ]  # fmt: skip
         names = ", ".join(f"result_{number}" for number in range(len(checks)))
         tasks.append({"name": "Keep the results", "delegate_to": "localhost", "ansible.builtin.copy": {
-            "content": "{{ [%s] | to_json }}" % names, "dest": str(results), "mode": "0600"}})  # fmt: skip
+            "content": "{{ [" + names + "] | to_json }}", "dest": str(results), "mode": "0600"}})  # fmt: skip
         play.write_text(yaml.safe_dump([
             {"name": "Steps", "hosts": self._host, "gather_facts": False, "tasks": tasks}
         ]))  # fmt: skip
