@@ -9,12 +9,15 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab import cli, guests
 from tests.lab.lab import Lab
+from tests.lab.test_modules import ModuleRunner
 from tests.lab.test_protect import answers_of, ledger, status, wait_protected
+from tests.unit.plugins.steps import Steps
 
 VM = guests.QUICK
 
@@ -52,6 +55,15 @@ def test_the_secondary_moves_and_the_vm_does_not_notice(spare: Lab) -> None:
     assert pid(spare, "node-a") == before
     answers_of(client)
     assert VM.name not in spare.run("node-b", "virsh -q list --name")
+
+
+def test_the_module_moves_it_there_and_back(
+    spare: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Steps(ModuleRunner(spare, "node-a", tmp_path), capsys)
+    for what, host in (("create", "node-b"), ("modify", "node-c")):
+        moved = steps.step(what, "ft_secondary", name=VM.name, host=host, timeout=120)
+        assert moved["protected"] and moved["status"]["secondary"] == host
 
 
 def test_a_host_that_does_not_exist_costs_no_protection(spare: Lab) -> None:

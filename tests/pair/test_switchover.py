@@ -49,6 +49,8 @@ def test_private_memory_is_kept_too(private_pair: Pair) -> None:
     primary, secondary = private_pair.protect()
     first = primary.wait(msg="event", event="synced")["data"]["memory_bytes"]
     base = switch(primary, secondary)
+    kept = os.stat(f"/proc/{base['pid']}/fd/{base['blocks'][0]['fd']}").st_blocks * 512
+    assert 0 < kept <= 2 * first, "pages of zeros were kept, too"
     private_pair.primary_vm.process.wait(20)
     private_pair.swap()
     secondary, port = private_pair.start_secondary(base=base)

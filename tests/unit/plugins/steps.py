@@ -10,24 +10,22 @@ from typing import Any
 
 import pytest
 
+Run = Callable[[str, list[bool], dict[str, Any]], list[dict[str, Any]]]
 WORDS = {True: "changed", False: "ok"}
 
 
 class Steps:
-    """`run` has a module done: its name, whether in check mode, its parameters; the result has a diff
-    where the module offers one."""
+    """`run` has a module done once for each flag that says whether in check mode: its name, the flags,
+    its parameters; the results, each with a diff where the module offers one."""
 
-    def __init__(
-        self, run: Callable[[str, bool, dict[str, Any]], dict[str, Any]],
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:  # fmt: skip
+    def __init__(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         self._run = run
         self._capsys = capsys
 
     def step(self, what: str, name: str, again: bool = False, /, **params: Any) -> dict[str, Any]:
         """The prediction is what is then done, and doing it once more changes nothing, unless it is
         such that it is a change `again`. The result of the doing."""
-        results = [self._run(name, check, params) for check in (True, False, True, False)]
+        results = self._run(name, [True, False, True, False], params)
         predicted, done, foreseen, repeated = results
         self._show(what, name, results)
         assert not any(each.get("failed") for each in results), results
@@ -41,7 +39,7 @@ class Steps:
 
     def same(self, name: str, /, **params: Any) -> dict[str, Any]:
         """A module that only looks: it changes nothing in either mode."""
-        results = [self._run(name, check, params) for check in (True, False)]
+        results = self._run(name, [True, False], params)
         self._show("look", name, results)
         assert not any(each.get("failed") or each["changed"] for each in results), results
         return results[-1]

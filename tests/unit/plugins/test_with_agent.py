@@ -109,8 +109,9 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
 def steps(tmp_path: Path, module: Run, capsys: pytest.CaptureFixture[str]) -> Steps:
     """Modules against the agent, each step shown in the output."""
 
-    def run(name: str, check: bool, params: dict[str, Any]) -> dict[str, Any]:
-        return module(name, check=check, diff=True, socket_path=str(tmp_path / "real.sock"), **params)
+    def run(name: str, checks: list[bool], params: dict[str, Any]) -> list[dict[str, Any]]:
+        given = {**params, "socket_path": str(tmp_path / "real.sock")}
+        return [module(name, check=check, diff=True, **given) for check in checks]
 
     return Steps(run, capsys)
 

@@ -192,12 +192,13 @@ class Source:
         hosts = self._options["hosts"] or [""]
         tasks = [asyncio.ensure_future(each) for each in (self._watch(), *map(self._host, hosts))]
         try:
-            await asyncio.gather(*tasks)
+            ended, _others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # `gather` ends with the first of them, and the others have processes to end.
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks)  # they have processes to end
+        for task in ended:
+            task.result()  # none ends by itself but by an error
 
     # -- one host -------------------------------------------------------------------------------------
 
@@ -327,15 +328,16 @@ def _last_line(errors: bytes, code: int | None) -> str:
 
 
 async def _end(process: asyncio.subprocess.Process, *readers: asyncio.Task[bytes]) -> None:
-    """Kill it if it runs, and empty its pipes, which closes them. What it started may hold them open."""
+    """Kill it if it runs, and read its pipes to their end, unless what it started holds them open."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
+    await process.wait()
     rest = asyncio.ensure_future(process.stdout.read())
     await asyncio.wait({rest, *readers}, timeout=1)
     for task in (rest, *readers):
         task.cancel()
-    await process.wait()
+    await asyncio.sleep(0)
 
 
 async def main(queue: asyncio.Queue, args: dict[str, Any]) -> None:
