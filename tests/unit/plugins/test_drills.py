@@ -159,7 +159,9 @@ def test_groups_are_drilled_in_their_order_and_reported(
     extra.write_text("- name: See where it is\n  ansible.builtin.assert:\n    that: kvmft_vm_host in groups['kvmft_hosts'] and "
                      "kvmft_vm.name == 'dir1' and kvmft_vm_address == '127.0.0.1' and kvmft_check_vars.word == 'x'\n")  # fmt: skip
     rows = groups(services)
-    rows[0]["vms"][0]["health"].append({"type": "tasks", "file": str(extra), "vars": {"word": "x"}})
+    extra.write_text(extra.read_text() + "- name: Succeed at the third try\n  ansible.builtin.shell:\n"
+                     f"    cmd: echo >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) -ge 3\n  changed_when: false\n")  # fmt: skip
+    rows[0]["vms"][0]["health"].append({"type": "tasks", "file": str(extra), "vars": {"word": "x"}, "retries": 2, "delay": 0})
     code, output = play("drill_unplanned", "-vvv", kvmft_drill_groups=rows,
                         kvmft_drill_objectives={"rto_ms": 5000, "rpo_ms": 0})  # fmt: skip
     assert code == 0 and _changed(output) == 2, output[-3000:]
@@ -178,6 +180,7 @@ def test_groups_are_drilled_in_their_order_and_reported(
     assert [(row["when"], row["type"]) for row in first["checks"]] == [
         (when, kind) for when in ("before", "running", "protected") for kind in ("http", "tasks")
     ]  # fmt: skip
+    assert [row["attempts"] for row in first["checks"] if row["type"] == "tasks"] == [3, 1, 1]
     assert [host["host"] for host in report["hosts"]] == list(HOSTS)
     assert "dir1: objective rto_ms 5000: met" in output
 
