@@ -15,7 +15,7 @@ def lines(report: dict[str, t.Any]) -> list[str]:
             figure = vm["results"][name]
             if vm["legs"]:
                 made.append(f"{vm['name']}: {label} {duration(figure)} ({figure['source']}: {figure['detail']})")
-        for each in vm["objectives"]:
+        for each in vm["objectives"] if vm["legs"] else ():
             made.append(
                 f"{vm['name']}: objective {each['name']} {each['objective_ms']:g}: "
                 f"{'met' if each['met'] else 'MISSED'}, {_known(each['result_ms'])}"

@@ -79,6 +79,18 @@ def test_every_playbook_is_read_without_complaint(tmp_path: Path, collections: P
     assert code == 0 and "WARNING" not in output, output
 
 
+def test_a_drill_that_limit_keeps_from_running_fails(play: Play, protected: dict[str, Any]) -> None:
+    code, output = play("drill_planned", "--limit", "node-a,node-b", vm="db1")
+    assert code != 0 and "which --limit left out. Run it without --limit." in output, output
+    assert protected["primary"] == "node-a"
+
+
+def test_drills_leave_the_connection_to_the_inventory() -> None:
+    """`connection: local` of the play would be that of the hosts too, to which tasks are delegated."""
+    for path in (ROOT / "playbooks").glob("drill_*.yml"):
+        assert all("connection" not in each for each in yaml.safe_load(path.read_text())), path
+
+
 def test_the_life_of_a_vm_by_playbooks(play: Play, cluster: Cluster) -> None:
     vm = cluster["node-a"].world.vm
     row = {"name": "db1", "secondary": "node-b", "allowed_hosts": ["node-a", "node-b", "node-c"],
