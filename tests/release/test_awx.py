@@ -155,7 +155,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Controlle
 
 
 def test_every_template_arrives_with_its_survey(loaded: tuple[Controller, Path, str]) -> None:
-    at, _, _ = loaded
+    at = loaded[0]
     there = at.named("job_templates")
     assert set(there) == {template["name"] for template in TEMPLATES}
     for template in TEMPLATES:
@@ -166,7 +166,7 @@ def test_every_template_arrives_with_its_survey(loaded: tuple[Controller, Path, 
 
 
 def test_templates_that_sign_get_the_ca_and_all_get_the_ssh_key(loaded: tuple[Controller, Path, str]) -> None:
-    at, _, _ = loaded
+    at = loaded[0]
     names = {each["id"]: name for name, each in at.named("credentials").items()}
     for template in TEMPLATES:
         number = at.named("job_templates")[template["name"]]["id"]
@@ -175,7 +175,7 @@ def test_templates_that_sign_get_the_ca_and_all_get_the_ssh_key(loaded: tuple[Co
 
 
 def test_the_ca_reaches_a_job_as_files_that_awx_names(loaded: tuple[Controller, Path, str]) -> None:
-    at, _, _ = loaded
+    at = loaded[0]
     injectors = at.named("credential_types")["kvmft CA"]["injectors"]
     assert injectors["file"]["template.ca_key"] == "{{ ca_key }}"
     assert injectors["extra_vars"]["kvmft_pki_ca_key_file"] == "{{ tower.filename.ca_key }}"
@@ -183,7 +183,7 @@ def test_the_ca_reaches_a_job_as_files_that_awx_names(loaded: tuple[Controller, 
 
 
 def test_the_workflow_arrives_with_its_approval_and_its_order(loaded: tuple[Controller, Path, str]) -> None:
-    at, _, _ = loaded
+    at = loaded[0]
     for workflow in WORKFLOWS:
         number = at.named("workflow_job_templates")[workflow["name"]]["id"]
         assert at.surveys[number]["spec"] == workflow["survey"]
@@ -206,7 +206,7 @@ def test_no_secret_is_in_what_the_playbook_prints(loaded: tuple[Controller, Path
 
 
 def test_loading_it_again_changes_nothing(loaded: tuple[Controller, Path, str]) -> None:
-    at, folder, _ = loaded
+    at, folder = loaded[:2]
     at.writes.clear()
     few = [TEMPLATES[0], next(template for template in TEMPLATES if template["survey"])]
     output = load(at, folder, "-e", json.dumps({"kvmft_awx_templates": few}))

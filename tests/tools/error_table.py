@@ -133,7 +133,7 @@ def _cell(text: str) -> str:
 
 def block() -> str:
     """What stands between the marks in the page."""
-    areas: dict[str, list[Row]] = {heading: [] for heading, _ in AREAS}
+    areas: dict[str, list[Row]] = {heading: [] for heading, __ in AREAS}
     for row in rows():
         heading = next(heading for heading, files in AREAS if row.file.startswith(files))
         areas[heading].append(row)
@@ -151,7 +151,7 @@ def block() -> str:
 def fresh(page: str) -> str:
     """The page with the table as the code has it now. ValueError without the marks."""
     before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
+    after = rest.split(END)[1]
     return f"{before}{BEGIN}{block()}{END}{after}"
 
 
