@@ -32,10 +32,10 @@ def build(folder: Path = FOLDER) -> Path:
     collection = source / "collection"
     collection.mkdir()
     release.run("antsibull-docs", "collection", "--use-current", "--squash-hierarchy", "--fail-on-error",
-         "--dest-dir", str(collection), "kvmft.core")  # fmt: skip
+                "--dest-dir", str(collection), "kvmft.core")  # fmt: skip
     (source / "playbooks.rst").write_text(playbooks())
     release.run("sphinx-build", "--quiet", "--fail-on-warning", "--keep-going", "-j", "2", "-b", "html",
-         "-d", str(folder / "doctrees"), str(source), str(folder / "html"))  # fmt: skip
+                "-d", str(folder / "doctrees"), str(source), str(folder / "html"))  # fmt: skip
     return folder / "html" / "index.html"
 
 
