@@ -28,6 +28,8 @@ SCENARIOS = ("default", "preflight_failures", "pair", "failover", "upgrade")
 """In this order the first site run is that of `pair`, and each later scenario finds it done."""
 GUEST = dataclasses.replace(guests.QUICK, name="db1", uuid=guests.POSTGRES.uuid)
 """The VM that the surveys of the job templates name by default."""
+MOLECULE = (str(release.BIN / "molecule"), "--base-config", str(ROOT / ".config" / "molecule" / "config.yml"))
+"""It would find this file by itself in a Git checkout alone."""
 HOST_KEY = "/etc/kvmft/pki/host.key"
 CLIENT_SECONDS = 300.0
 
@@ -196,8 +198,7 @@ def newer_wheel(where: Place) -> Path:
 
 def run_molecule(*arguments: str) -> int:
     """Run Molecule in the project's root; its exit code."""
-    return subprocess.run([str(release.BIN / "molecule"), *arguments], cwd=ROOT,
-                          check=False).returncode  # fmt: skip
+    return subprocess.run([*MOLECULE, *arguments], cwd=ROOT, check=False).returncode
 
 
 def stage() -> int:
@@ -224,7 +225,7 @@ def _scenarios(log: Path) -> int:
     with log.open("w") as file:
         # -vvv of a site run is long: it is shown when something failed, and kept in any case.
         code = subprocess.run(
-            [str(release.BIN / "molecule"), "test", "--no-command-borders", "--destroy", "never", *scenarios],
+            [*MOLECULE, "test", "--no-command-borders", "--destroy", "never", *scenarios],
             cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False,
         ).returncode  # fmt: skip
     lines = log.read_text(errors="replace").splitlines()
