@@ -37,7 +37,9 @@ def normalised(networks: Sequence[Mapping], variables: Mapping) -> list[Network]
     """
     entries: Sequence[Mapping] = networks or [{"purpose": [each]} for each in PURPOSES]
     if not isinstance(entries, Sequence) or not all(isinstance(each, Mapping) for each in entries):
-        raise NetworksError("kvmft_networks is no list of dictionaries. Write one entry per network, with a purpose.")
+        raise NetworksError(
+            "kvmft_networks is no list of dictionaries. Write one entry per network, with a purpose."
+        )
     made = [_network(number, each, variables) for number, each in enumerate(entries)]
     for purpose in PURPOSES:
         count = sum(purpose in each["purpose"] for each in made)
@@ -53,9 +55,15 @@ def normalised(networks: Sequence[Mapping], variables: Mapping) -> list[Network]
 def _network(number: int, entry: Mapping, variables: Mapping) -> Network:
     where = f"kvmft_networks[{number}]"
     given = entry.get("purpose") or []
-    purposes = [each.strip() for each in given.split(",")] if isinstance(given, str) else [str(each) for each in given]
+    purposes = (
+        [each.strip() for each in given.split(",")]
+        if isinstance(given, str)
+        else [str(each) for each in given]
+    )
     if not purposes or not set(purposes) <= set(PURPOSES):
-        raise NetworksError(f"{where}.purpose is {given!r}; it must be {' or '.join(PURPOSES)}, or both as a list.")
+        raise NetworksError(
+            f"{where}.purpose is {given!r}; it must be {' or '.join(PURPOSES)}, or both as a list."
+        )
     device = entry.get("device") or {}
     if not isinstance(device, Mapping):
         raise NetworksError(f"{where}.device is {device!r}; it must be a dictionary with a type.")
@@ -74,12 +82,16 @@ def _network(number: int, entry: Mapping, variables: Mapping) -> Network:
     }
     for name in ("interface", "address"):
         if not made[name]:
-            raise NetworksError(f"{where} has no {name}. Set it there, or set kvmft_{purposes[0]}_{name} for this host.")
+            raise NetworksError(
+                f"{where} has no {name}. Set it there, or set kvmft_{purposes[0]}_{name} for this host."
+            )
     _check_name(f"{where}.interface", made["interface"])
     try:
         ipaddress.IPv4Address(made["address"])
     except ValueError:
-        raise NetworksError(f"{where}.address is {made['address']}, which is no IPv4 address. Correct it.") from None
+        raise NetworksError(
+            f"{where}.address is {made['address']}, which is no IPv4 address. Correct it."
+        ) from None
     return made
 
 
@@ -94,21 +106,27 @@ def _whole(
     except (TypeError, ValueError):
         number = least - 1
     if not least <= number <= most:
-        raise NetworksError(f"{where}.{name} is {value!r}; it must be a whole number from {least} to {most}.")
+        raise NetworksError(
+            f"{where}.{name} is {value!r}; it must be a whole number from {least} to {most}."
+        )
     return number
 
 
 def _device(where: str, device: Mapping) -> dict[str, t.Any]:
     kind = device.get("type") or "interface"
     if kind not in DEVICES:
-        raise NetworksError(f"{where}.device.type is {kind!r}; it must be one of {', '.join(DEVICES)}.")
+        raise NetworksError(
+            f"{where}.device.type is {kind!r}; it must be one of {', '.join(DEVICES)}."
+        )
     made: dict[str, t.Any] = {"type": kind}
     if kind in ("bond", "bridge"):
         made["ports"] = [str(each) for each in device.get("ports") or []]
         for port in made["ports"]:
             _check_name(f"{where}.device.ports", port)
         if kind == "bond" and not made["ports"]:
-            raise NetworksError(f"{where}.device is a bond without ports. Name its interfaces in device.ports.")
+            raise NetworksError(
+                f"{where}.device is a bond without ports. Name its interfaces in device.ports."
+            )
     if kind == "bond":
         made["mode"] = device.get("mode") or BOND_MODES[0]
         if made["mode"] not in BOND_MODES:
@@ -118,14 +136,20 @@ def _device(where: str, device: Mapping) -> dict[str, t.Any]:
     if kind == "vlan":
         made["parent"] = str(device.get("parent") or "")
         if not made["parent"]:
-            raise NetworksError(f"{where}.device is a VLAN without a parent. Name the interface in device.parent.")
+            raise NetworksError(
+                f"{where}.device is a VLAN without a parent. Name the interface in device.parent."
+            )
         _check_name(f"{where}.device.parent", made["parent"])
         made["id"] = _whole(f"{where}.device", "id", device, {}, 0, 1, 4094)
     return made
 
 
 def _check_name(where: str, name: str) -> None:
-    if not 0 < len(name.encode()) <= NAME_BYTES or "/" in name or any(each.isspace() for each in name):
+    if (
+        not 0 < len(name.encode()) <= NAME_BYTES
+        or "/" in name
+        or any(each.isspace() for each in name)
+    ):
         raise NetworksError(
             f"{where} is {name!r}, which is no name of an interface. Use at most {NAME_BYTES} bytes without / and spaces."
         )
@@ -138,7 +162,9 @@ def _refuse_contradictions(networks: list[Network]) -> None:
     for network in networks:
         name = network["interface"]
         if name in devices and devices[name]["device"] != network["device"]:
-            raise NetworksError(f"{name} is described as two different devices. Give each network its own interface.")
+            raise NetworksError(
+                f"{name} is described as two different devices. Give each network its own interface."
+            )
         devices.setdefault(name, network)
     for name, network in devices.items():
         for port in network["device"].get("ports", []):
@@ -180,7 +206,11 @@ def networkd_files(networks: Sequence[Network]) -> dict[str, str]:
         name, device = network["interface"], network["device"]
         lines = sections.setdefault(name, [])
         lines.append(f"Address={network['address']}/{network['prefix']}")
-        for each in [name, *device.get("ports", []), *([device["parent"]] if "parent" in device else [])]:
+        for each in [
+            name,
+            *device.get("ports", []),
+            *([device["parent"]] if "parent" in device else []),
+        ]:
             mtu[each] = max(mtu.get(each, 0), network["mtu"])
         for port in device.get("ports", []):
             enslaved = f"{'Bond' if device['type'] == 'bond' else 'Bridge'}={name}"
@@ -250,7 +280,9 @@ def management(found: Mapping, addresses: Sequence[str], named: str = "") -> dic
     while waiting:
         name = waiting.pop()
         parent = links.get(name, {}).get("parent")
-        below = [each for each, link in links.items() if link.get("master") == name] + ([parent] if parent else [])
+        below = [each for each, link in links.items() if link.get("master") == name] + (
+            [parent] if parent else []
+        )
         for each in below:
             if each in links and each not in reasons:
                 reasons[each] = f"lies below {name}, which {reasons[name]}"
@@ -258,7 +290,9 @@ def management(found: Mapping, addresses: Sequence[str], named: str = "") -> dic
     return reasons
 
 
-def refusals(networks: Sequence[Network], found: Mapping, addresses: Sequence[str], named: str = "") -> list[str]:
+def refusals(
+    networks: Sequence[Network], found: Mapping, addresses: Sequence[str], named: str = ""
+) -> list[str]:
     """Why these networks must not be configured on this host; empty when they may be."""
     protected = management(found, addresses, named)
     links = found.get("links", {})

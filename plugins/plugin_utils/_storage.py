@@ -45,9 +45,13 @@ def refusals(found: Mapping, wanted: Mapping, pool: str, create: bool) -> list[s
 
 def _no_group(found: Mapping, wanted: Mapping, group: str, create: bool) -> list[str]:
     if not create:
-        return [f"There is no volume group {group}. Make it, or set kvmft_storage_create to true and name its devices."]
+        return [
+            f"There is no volume group {group}. Make it, or set kvmft_storage_create to true and name its devices."
+        ]
     if not found["devices"]:
-        return [f"There is no volume group {group}, and no devices to make it of. Name them in kvmft_storage_lvm.devices."]
+        return [
+            f"There is no volume group {group}, and no devices to make it of. Name them in kvmft_storage_lvm.devices."
+        ]
     told = []
     for device, state in found["devices"].items():
         if not state["exists"]:

@@ -76,7 +76,12 @@ def rows(
         if option.get("choices"):
             choices = ", ".join(f"`{each}`" for each in option["choices"])
             meaning = f"{meaning} One of {choices}."
-        yield f"`{prefix}{name}`", kind, _default(name, option, {} if prefix else defaults), _cell(meaning)
+        yield (
+            f"`{prefix}{name}`",
+            kind,
+            _default(name, option, {} if prefix else defaults),
+            _cell(meaning),
+        )
         if option.get("options"):
             below = f"{prefix}{name}{'[]' if option.get('type') == 'list' else ''}."
             yield from rows(option["options"], {}, below)
@@ -84,7 +89,9 @@ def rows(
 
 def sections(role: Path) -> dict[str, str]:
     """What stands between the markers of a role's README, by the markers' name."""
-    spec = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]
+    spec = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"][
+        "main"
+    ]
     path = role / "defaults" / "main.yml"
     defaults = (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
     table = ["| variable | type | default | meaning |", "| --- | --- | --- | --- |"]
@@ -100,7 +107,11 @@ def fresh(role: Path) -> str:
     """The README as it should be."""
     path = role / "README.md"
     made = sections(role)
-    text = path.read_text() if path.exists() else f"# kvmft.core.{role.name}\n\n{_marked('description', '')}"
+    text = (
+        path.read_text()
+        if path.exists()
+        else f"# kvmft.core.{role.name}\n\n{_marked('description', '')}"
+    )
     if _marker("variables", "begin") not in text:
         text = f"{text.rstrip()}\n\n{_marked('variables', '')}"
     for name, content in made.items():
@@ -135,7 +146,9 @@ def main(write: bool, roles: Path = ROLES) -> int:
     for path in found:
         if write:
             path.write_text(fresh(path.parent))
-        print(f"{path}: {'written' if write else 'stale; run python -m tests.tools.role_readmes --write'}")
+        print(
+            f"{path}: {'written' if write else 'stale; run python -m tests.tools.role_readmes --write'}"
+        )
     return 1 if found and not write else 0
 
 

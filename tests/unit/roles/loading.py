@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[3]
 def plugin_util(name: str) -> ModuleType:
     """plugins/plugin_utils/NAME.py as a module."""
     full = f"kvmft_plugin_utils_{name}"
-    spec = importlib.util.spec_from_file_location(full, ROOT / "plugins" / "plugin_utils" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        full, ROOT / "plugins" / "plugin_utils" / f"{name}.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[full] = module

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 FILES = Path(__file__).parents[3] / "roles" / "hypervisor" / "files"
 VM = "libvirt-6b766d66-7400-4000-8000-0000000000a1"
@@ -59,3 +60,13 @@ def test_the_hook_leaves_libvirts_profile_before_it_runs_what_is_not_in_usr_bin(
     """Debian's profile usr.sbin.libvirtd has `/usr/bin/* PUx` and no rule for /usr/local or /opt."""
     hook = (FILES / "libvirt-hook.sh").read_text()
     assert re.findall(r"^exec (\S+)", hook, re.MULTILINE) == ["/usr/bin/env"]
+
+
+@pytest.mark.parametrize("system", ["Debian-12", "Debian-13", "Ubuntu-24.04", "unknown"])
+def test_every_system_says_the_same_things(system: str) -> None:
+    found = yaml.safe_load((FILES.parent / "vars" / f"{system}.yml").read_text())["kvmft_hypervisor_os"]
+    assert set(found) == {"service", "packages", "kernel"}
+    assert bool(found["kernel"]) == (system == "Debian-12")
+    if system != "unknown":
+        needed = {"qemu-system-x86", "libvirt-daemon-system", "python3-libvirt", "python3-numpy", "python3-venv"}
+        assert needed <= set(found["packages"]) and found["service"] == "libvirtd"

@@ -112,12 +112,17 @@ def test_a_missing_address_names_the_variable() -> None:
 # -- what is refused, and what is lacking -------------------------------------------------------------
 
 
-def refused(found: dict[str, Any], networks: Any = (), addresses: Any = (), named: str = "") -> list[str]:
+def refused(
+    found: dict[str, Any], networks: Any = (), addresses: Any = (), named: str = ""
+) -> list[str]:
     return _networks.refusals(_networks.normalised(networks, SIMPLE), found, addresses, named)
 
 
 def test_an_interface_of_its_own_may_be_configured() -> None:
-    assert refused(host(ft0=link(), mig0=link(), eth0=link("192.0.2.11")), addresses=["192.0.2.11"]) == []
+    assert (
+        refused(host(ft0=link(), mig0=link(), eth0=link("192.0.2.11")), addresses=["192.0.2.11"])
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,11 +143,24 @@ def test_management_is_never_touched(
 
 def test_what_lies_below_management_is_not_touched_either() -> None:
     """Ports of the bond under the VLAN with the default route, and the bond itself as a parent."""
-    found = host(p0=link(master="bond0"), p1=link(), bond0=link(kind="bond"), v5=link(kind="vlan", parent="bond0"))
+    found = host(
+        p0=link(master="bond0"),
+        p1=link(),
+        bond0=link(kind="bond"),
+        v5=link(kind="vlan", parent="bond0"),
+    )
     found["default_routes"] = ["v5"]
     told = refused(found, FULL)
-    assert len(told) == 1 and told[0].startswith("p0 lies below bond0, which lies below v5, which carries the default")
-    vlan = [{**FULL[1], "purpose": ["ft", "migration"], "device": {"type": "vlan", "parent": "bond0", "id": 9}}]
+    assert len(told) == 1 and told[0].startswith(
+        "p0 lies below bond0, which lies below v5, which carries the default"
+    )
+    vlan = [
+        {
+            **FULL[1],
+            "purpose": ["ft", "migration"],
+            "device": {"type": "vlan", "parent": "bond0", "id": 9},
+        }
+    ]
     assert refused(found, vlan)[0].startswith("bond0 lies below v5")
 
 
@@ -155,7 +173,12 @@ def test_names_that_are_missing_or_taken_are_refused() -> None:
 def test_all_that_a_network_lacks_is_told_at_once() -> None:
     found = host(ft0=link("10.91.0.99", mtu=1400, speed_mbit=100))
     told = _networks.findings(_networks.normalised([], SIMPLE), found)
-    assert [each["id"] for each in told] == ["ft_address", "ft_mtu", "ft_speed", "migration_interface"]
+    assert [each["id"] for each in told] == [
+        "ft_address",
+        "ft_mtu",
+        "ft_speed",
+        "migration_interface",
+    ]
     assert [each["have"] for each in told] == ["10.91.0.99", "1400", "100 Mbit/s", "ft0"]
     assert _networks.findings(
         _networks.normalised([], SIMPLE), host(ft0=link("10.91.0.11"), mig0=link("10.92.0.11"))
@@ -171,19 +194,32 @@ def test_files_of_a_bond_with_a_vlan_on_it() -> None:
         f"10-kvmft-{each}" for each in ("bond-ft.92.netdev", "bond-ft.92.network", "bond-ft.netdev",
                                         "bond-ft.network", "p0.network", "p1.network")
     ]  # fmt: skip
-    assert "Kind=bond" in files["10-kvmft-bond-ft.netdev"] and "Mode=active-backup" in files["10-kvmft-bond-ft.netdev"]
+    assert (
+        "Kind=bond" in files["10-kvmft-bond-ft.netdev"]
+        and "Mode=active-backup" in files["10-kvmft-bond-ft.netdev"]
+    )
     assert "VLAN=bond-ft.92" in files["10-kvmft-bond-ft.network"]
-    assert "Bond=bond-ft" in files["10-kvmft-p0.network"] and "MTUBytes=9000" in files["10-kvmft-p0.network"]
+    assert (
+        "Bond=bond-ft" in files["10-kvmft-p0.network"]
+        and "MTUBytes=9000" in files["10-kvmft-p0.network"]
+    )
     assert "MTUBytes=8000" in files["10-kvmft-bond-ft.92.network"]
 
 
 def test_a_parent_carries_the_largest_packets_of_its_vlans() -> None:
     networks = changed(1, mtu=9100)
-    assert "MTUBytes=9100" in _networks.networkd_files(_networks.normalised(networks, SIMPLE))["10-kvmft-bond-ft.network"]
+    assert (
+        "MTUBytes=9100"
+        in _networks.networkd_files(_networks.normalised(networks, SIMPLE))[
+            "10-kvmft-bond-ft.network"
+        ]
+    )
 
 
 def test_two_networks_on_one_interface_are_one_file_with_both_addresses() -> None:
-    files = _networks.networkd_files(_networks.normalised([], {**SIMPLE, "kvmft_migration_interface": "ft0"}))
+    files = _networks.networkd_files(
+        _networks.normalised([], {**SIMPLE, "kvmft_migration_interface": "ft0"})
+    )
     assert list(files) == ["10-kvmft-ft0.network"]
     assert "Address=10.91.0.11/24\nAddress=10.92.0.11/24\n" in files["10-kvmft-ft0.network"]
 
@@ -239,7 +275,9 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         subprocess.run(["ip", "netns", "del", made.name], check=True)
 
 
-def test_networkd_applies_what_it_is_told_and_the_probe_finds_nothing_lacking(machine: Machine) -> None:
+def test_networkd_applies_what_it_is_told_and_the_probe_finds_nothing_lacking(
+    machine: Machine,
+) -> None:
     networks = _networks.normalised(
         [{"purpose": ["ft"], "interface": "br-ft", "mtu": 8900, "device": {"type": "bridge", "ports": ["p0"]}},
          {"purpose": ["migration"], "mtu": 1400}], SIMPLE)  # fmt: skip
@@ -253,7 +291,11 @@ def test_networkd_applies_what_it_is_told_and_the_probe_finds_nothing_lacking(ma
         time.sleep(0.2)
     links = machine.links()["links"]
     assert _networks.findings(networks, machine.links()) == [], machine.log.read_text()
-    assert (links["br-ft"]["kind"], links["p0"]["master"], links["p0"]["mtu"]) == ("bridge", "br-ft", 8900)
+    assert (links["br-ft"]["kind"], links["p0"]["master"], links["p0"]["mtu"]) == (
+        "bridge",
+        "br-ft",
+        8900,
+    )
     assert links["mig0"]["mtu"] == 1400
     assert not links["other0"]["up"] and links["other0"]["addresses"] == []
 
@@ -263,11 +305,15 @@ def test_networkd_understands_every_line_of_bonds_and_vlans(machine: Machine) ->
     networks = _networks.normalised(FULL, SIMPLE)
     for mode in _networks.BOND_MODES:
         for name, text in _networks.networkd_files(networks).items():
-            (machine.etc / f"{mode}-{name}").write_text(text.replace("active-backup", mode).replace("bond-ft", f"b{len(mode)}"))
+            (machine.etc / f"{mode}-{name}").write_text(
+                text.replace("active-backup", mode).replace("bond-ft", f"b{len(mode)}")
+            )
     networks = _networks.normalised(changed(0, device={**BOND, "mode": "802.3ad"}), SIMPLE)
     for name, text in _networks.networkd_files(networks).items():
         (machine.etc / name).write_text(text)
-    (machine.etc / "10-wrong.netdev").write_text("[NetDev]\nName=w\nKind=bridge\n[Bridge]\nNonsense=1\n")
+    (machine.etc / "10-wrong.netdev").write_text(
+        "[NetDev]\nName=w\nKind=bridge\n[Bridge]\nNonsense=1\n"
+    )
     machine.start()
     until = time.monotonic() + 15
     while "Enumeration completed" not in machine.log.read_text() and time.monotonic() < until:
@@ -334,7 +380,20 @@ def test_ft_ports_answer_only_the_peers_and_only_on_the_ft_interface(rules: Path
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
         for name, subnet in (("ft0", "10.91.0"), ("lan0", "10.93.0")):
-            ip("link", "add", name, "netns", host_, "type", "veth", "peer", "name", name, "netns", far)
+            ip(
+                "link",
+                "add",
+                name,
+                "netns",
+                host_,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                name,
+                "netns",
+                far,
+            )
             ip("-n", host_, "addr", "add", f"{subnet}.11/24", "dev", name)
             for last in (12, 99):
                 ip("-n", far, "addr", "add", f"{subnet}.{last}/24", "dev", name)

@@ -57,7 +57,9 @@ def test_every_variable_has_a_type_and_a_meaning(role: str) -> None:
     assert lacking(spec["options"]) == []
 
 
-def test_a_changed_specification_makes_the_readme_stale_and_writing_mends_it(tmp_path: Path) -> None:
+def test_a_changed_specification_makes_the_readme_stale_and_writing_mends_it(
+    tmp_path: Path,
+) -> None:
     role = tmp_path / "storage"
     shutil.copytree(role_readmes.ROLES / "storage", role)
     assert role_readmes.stale(tmp_path) == []
@@ -77,12 +79,18 @@ def test_what_is_written_by_hand_stays(tmp_path: Path) -> None:
     )
     role_readmes.main(True, tmp_path)
     text = (role / "README.md").read_text()
-    assert text.startswith("# By hand\n") and text.endswith("\nAlso by hand\n") and "before this" not in text
+    assert (
+        text.startswith("# By hand\n")
+        and text.endswith("\nAlso by hand\n")
+        and "before this" not in text
+    )
     (role / "README.md").unlink()
     role_readmes.main(True, tmp_path)
     assert (role / "README.md").read_text().startswith("# kvmft.core.pki\n")
 
 
 def test_markup_of_ansible_becomes_markdown() -> None:
-    said = role_readmes.markdown("V(absent), O(kvmft_x), C({type: file}), M(a.b.c), L(text,https://x)")
+    said = role_readmes.markdown(
+        "V(absent), O(kvmft_x), C({type: file}), M(a.b.c), L(text,https://x)"
+    )
     assert said == "`absent`, `kvmft_x`, `{type: file}`, `a.b.c`, [text](https://x)"
