@@ -28,7 +28,7 @@ def test_uninstall_leaves_the_servers_as_they_were(
     assert refused.returncode != 0 and "Fault tolerance is on for quick1" in refused.stdout
     host = "node-a" if quick.name in lab.run("node-a", "virsh list --name") else "node-b"
     pid = lab.run(host, f"cat /run/libvirt/qemu/{quick.name}.pid")
-    done = _uninstall(lab, "-e", "kvmft_uninstall_disable=true")
+    done = _uninstall(lab, "-e", "kvmft_uninstall_disable=true", "-e", "kvmft_uninstall_stale=undefine")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
     assert lab.run(host, f"cat /run/libvirt/qemu/{quick.name}.pid") == pid, "the VM was restarted"
     guests.wait_up(lab, quick)
