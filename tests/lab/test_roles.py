@@ -75,6 +75,7 @@ def test_a_server_is_set_up_once_and_given_back_as_it_was(server: Lab) -> None:
     assert run(server, "roles.yml") > 5
     addresses = server.run("node-a", "ip -4 -o address show; ip -o link show ft0; ip -o link show mig0")
     assert re.search(r"br-ft +inet 10\.91\.0\.11/24", addresses), addresses
+    assert not re.search(r"ft0 +inet", addresses.replace("br-ft", "")), addresses
     assert re.search(r"ft0@.* mtu 1400 .*master br-ft", addresses), addresses
     assert re.search(r"mig0@.* mtu 1450 ", addresses), addresses
     assert "mgmt0" in addresses and "10.90.0.11/24" in addresses
