@@ -46,7 +46,8 @@ def playbook(lab: Lab, name: str, *arguments: str, quiet: bool = False) -> str:
         str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(lab.inventory),
         str(ROOT / "playbooks" / f"{name}.yml"), *arguments,
     )  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env={"ANSIBLE_PIPELINING": "true", **os.environ})  # fmt: skip
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

@@ -67,11 +67,15 @@ TLS = {"ca": "/etc/kvmft/pki/ca.pem", "cert": "/etc/kvmft/pki/host.pem", "key": 
          {"type": "file", "directory": "/srv/kvmft-arbiter"}),
         ({"kvmft_arbiter": {"type": "etcd", "endpoints": ["https://e1:2379"]}}, False,
          {"type": "etcd", "endpoints": ["https://e1:2379"], "tls": TLS}),
+        ({"kvmft_arbiter": {"type": "etcd", "endpoints": ["https://e3:2379"],
+                            "tls": {"ca": "/a/ca", "cert": "/a/c", "key": "/a/k"}}}, False,
+         {"type": "etcd", "endpoints": ["https://e3:2379"],
+          "tls": {"ca": "/a/ca", "cert": "/a/c", "key": "/a/k"}}),
         ({"kvmft_arbiter_endpoints": ["https://e2:2379"]}, False,
          {"type": "etcd", "endpoints": ["https://e2:2379"], "tls": TLS}),
         ({"kvmft_arbiter": {"type": "none"}}, True, {"type": "none"}),
     ],
-    ids=["witness", "nothing", "file", "etcd of one's own", "endpoints alone", "none on purpose"],
+    ids=["witness", "nothing", "file", "etcd of one's own", "with its certificates", "endpoints alone", "none on purpose"],
 )  # fmt: skip
 def test_each_kind_of_arbiter_reaches_the_agent(
     tmp_path: Path, collections: Path, given: dict[str, Any], witness: bool, arbiter: dict[str, Any]
