@@ -15,6 +15,7 @@ import yaml
 from kvmft.agent.service import Agent
 
 from .conftest import ROOT
+from .test_ft_others import _load
 from .test_with_agent import Run, real
 
 __all__ = ["real"]  # the agent itself, as a fixture
@@ -29,12 +30,8 @@ def status(vm: str, role: str, generation: int, **more: Any) -> dict[str, Any]:
 
 
 def picture(answers: dict[str, Any], silent: dict[str, str]) -> tuple[Any, Any]:
-    sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
-    try:
-        import _cluster
-    finally:
-        sys.path.pop(0)
-    return _cluster.picture(answers, silent)
+    found: tuple[Any, Any] = _load("plugin_utils/_cluster.py").picture(answers, silent)
+    return found
 
 
 def test_the_host_that_runs_a_vm_knows_most_of_it() -> None:
