@@ -66,7 +66,9 @@ host:
       description: C(kvm) where this host's /dev/kvm starts a QEMU, else C(tcg).
       type: str
     peers:
-      description: The other hosts of the cluster by name. Each has C(reachable) and C(version), and if it is not reachable C(reason), else whether it is in C(maintenance).
+      description:
+        - The other hosts of the cluster by name. Each has C(reachable) and C(version), and if it is not reachable
+          C(reason), else whether it is in C(maintenance).
       type: dict
     arbiter:
       description: What decides who runs a VM.

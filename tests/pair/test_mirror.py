@@ -96,7 +96,7 @@ def test_nothing_is_let_go_inside_a_checkpoint(pair: Pair) -> None:
 
 
 def test_a_disk_with_a_thread_of_its_own_survives_many_checkpoints(threaded_pair: Pair) -> None:
-    for _ in range(2):
+    for __ in range(2):
         primary, secondary = threaded_pair.protect()
         threaded_pair.wait_for_counts(threaded_pair.primary_vm.counts[-1] + 512)
         assert threaded_pair.primary_vm.process.poll() is None
@@ -109,7 +109,7 @@ def test_a_disk_with_a_thread_of_its_own_survives_many_checkpoints(threaded_pair
 def test_no_mirror_is_at_work_when_the_vm_is_stopped(threaded_pair: Pair) -> None:
     """Each stop moves a disk out of its thread, and QEMU 10 aborts if a job goes on there then."""
     seen = threaded_pair.root / "stops"
-    primary, _ = threaded_pair.protect(primary_patch=JOBS_AT_STOPS.format(seen=str(seen)))
+    primary, __ = threaded_pair.protect(primary_patch=JOBS_AT_STOPS.format(seen=str(seen)))
     wait_for("stops", lambda: len(seen.read_text().splitlines()) > 20)
     primary.send(cmd="stop")
     primary.wait(msg="done", outcome="detached")
@@ -119,7 +119,7 @@ def test_no_mirror_is_at_work_when_the_vm_is_stopped(threaded_pair: Pair) -> Non
 
 
 def test_a_worker_killed_in_a_round_of_the_first_sync_leaves_no_vm_stopped(pair: Pair) -> None:
-    _, port = pair.start_secondary()
+    __, port = pair.start_secondary()
     killed = pair.start_primary(port, patch=DIE_IN_A_ROUND)
     killed.process.wait(20)
     pair.start_primary(None, arbitration="resume").wait(msg="event", event="resumed")

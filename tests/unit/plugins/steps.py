@@ -22,12 +22,12 @@ class Steps:
         self._run = run
         self._capsys = capsys
 
-    def step(self, what: str, name: str, again: bool = False, /, **params: Any) -> dict[str, Any]:
+    def step(self, what: str, module: str, again: bool = False, /, **params: Any) -> dict[str, Any]:
         """The prediction is what is then done, and doing it once more changes nothing, unless it is
         such that it is a change `again`. The result of the doing."""
-        results = self._run(name, [True, False, True, False], params)
+        results = self._run(module, [True, False, True, False], params)
         predicted, done, foreseen, repeated = results
-        self._show(what, name, results)
+        self._show(what, module, results)
         assert not any(each.get("failed") for each in results), results
         assert predicted["changed"] and done["changed"], results
         assert predicted["diff"] == done["diff"] and done["diff"]["before"] != done["diff"]["after"]
@@ -37,16 +37,16 @@ class Steps:
                 assert each["diff"]["before"] == each["diff"]["after"], each
         return done
 
-    def same(self, name: str, /, **params: Any) -> dict[str, Any]:
+    def same(self, module: str, /, **params: Any) -> dict[str, Any]:
         """A module that only looks: it changes nothing in either mode."""
-        results = self._run(name, [True, False], params)
-        self._show("look", name, results)
+        results = self._run(module, [True, False], params)
+        self._show("look", module, results)
         assert not any(each.get("failed") or each["changed"] for each in results), results
         return results[-1]
 
-    def _show(self, what: str, name: str, results: list[dict[str, Any]]) -> None:
+    def _show(self, what: str, module: str, results: list[dict[str, Any]]) -> None:
         words = [f"{how} {'FAILED' if each.get('failed') else WORDS[each['changed']]}"
                  for how, each in zip(("check:", "run:", "check again:", "again:"), results, strict=False)]  # fmt: skip
         with self._capsys.disabled():
-            print(f"\n  {name:13s} {what:10s} " + "  ".join(f"{each:20s}" for each in words).rstrip(),
+            print(f"\n  {module:13s} {what:10s} " + "  ".join(f"{each:20s}" for each in words).rstrip(),
                   end="", flush=True)  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from .test_with_agent import Run, real
 
 __all__ = ["real"]  # the agent itself, as a fixture
 
+Picture = Callable[[dict[str, Any], dict[str, str]], tuple[Any, Any]]
 CONNECTED = {"ansible_connection": "local"}
 NOT_CONNECTED = {"ansible_ssh_executable": "/bin/false"}
 
@@ -28,16 +31,14 @@ def status(vm: str, role: str, generation: int, **more: Any) -> dict[str, Any]:
             "secondary": "b", "generation": generation, **more}  # fmt: skip
 
 
-def picture(answers: dict[str, Any], silent: dict[str, str]) -> tuple[Any, Any]:
-    sys.path.insert(0, str(ROOT / "plugins" / "plugin_utils"))
-    try:
-        import _cluster
-    finally:
-        sys.path.pop(0)
-    return _cluster.picture(answers, silent)
+@pytest.fixture
+def picture(monkeypatch: pytest.MonkeyPatch) -> Picture:
+    monkeypatch.syspath_prepend(str(ROOT / "plugins" / "plugin_utils"))
+    found: Picture = importlib.import_module("_cluster").picture
+    return found
 
 
-def test_the_host_that_runs_a_vm_knows_most_of_it() -> None:
+def test_the_host_that_runs_a_vm_knows_most_of_it(picture: Picture) -> None:
     hosts, vms = picture({
         "a": {"host": "a", "version": "1", "vms": [status("v", "primary", 4)]},
         "b": {"host": "b", "vms": [status("v", "secondary", 4, state="starting")],
@@ -51,7 +52,7 @@ def test_the_host_that_runs_a_vm_knows_most_of_it() -> None:
     assert hosts["a"].variables["ft_host"] == {"host": "a", "version": "1"}
 
 
-def test_of_two_that_say_they_run_it_the_later_generation_is_right() -> None:
+def test_of_two_that_say_they_run_it_the_later_generation_is_right(picture: Picture) -> None:
     _hosts, vms = picture({
         "a": {"host": "a", "vms": [status("v", "primary", 4)]},
         "b": {"host": "b", "vms": [status("v", "primary", 5, primary="b", secondary="",
@@ -60,7 +61,7 @@ def test_of_two_that_say_they_run_it_the_later_generation_is_right() -> None:
     assert vms["v"].groups == ["ft_vms", "ft_need_secondary", "ft_primary_on_b"]
 
 
-def test_a_lost_hosts_vm_is_shown_as_its_secondary_sees_it() -> None:
+def test_a_lost_hosts_vm_is_shown_as_its_secondary_sees_it(picture: Picture) -> None:
     hosts, vms = picture(
         {"b": {"host": "b", "vms": [status("v", "secondary", 4, state="failing_over")]}},
         {"a": "timed out"},
