@@ -54,6 +54,10 @@ def test_who_never_answered_has_no_silence_and_who_stopped_has_an_open_one() -> 
     assert watched((0.0, 0.01, True), (1.0, 1.25, False), until=9.0)["silences"] == [[0.01, None]]
 
 
+def test_a_watch_that_ends_late_after_an_answer_saw_no_silence() -> None:
+    assert watched((0.0, 0.01, True), (0.05, 0.06, True), until=0.9)["silences"] == []
+
+
 def test_of_very_many_silences_the_longest_are_kept_in_order() -> None:
     rng, seen, at = random.Random(1), watch.Watch(0.1), 0.0
     gaps = [rng.uniform(0.2, 3.0) for _ in range(2 * watch.MOST + 300)]
