@@ -286,8 +286,10 @@ def test_a_terminal_shows_each_way_and_each_objective() -> None:
     assert "dir1: RTO 360 ms (probe: longest time between two answers, from outside)" in said
     assert "db1: objective rpo_ms 0: met, 0 ms" in said
     legs = [drills.leg("dir1", 4.0, "node-a", "node-b", 5, outcome="failed", reason="The arbiter is away.")]
-    said = "\n".join(text.lines(report(legs=legs, stopped="The arbiter is away.")))
-    assert "dir1: node-a -> node-b: failed. The arbiter is away." in said and "MISSED" in said
+    said = "\n".join(text.lines(report(legs=legs, stopped="The arbiter is away.",
+                                       probes={"dir1": drills.seen([[4.0, 9.5]])})))  # fmt: skip
+    assert "dir1: node-a -> node-b: failed. The arbiter is away." in said
+    assert "dir1: objective rto_ms 1000: MISSED, 5.5 s" in said and "db1: objective" not in said
 
 
 @pytest.mark.parametrize(("value", "shown"), [
