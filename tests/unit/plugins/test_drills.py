@@ -42,7 +42,7 @@ class Service:
             def handle(self) -> None:
                 for line in self.rfile:
                     time.sleep(max(0.0, service.quiet_until - time.monotonic()))
-                    verb, word = line.decode().split()
+                    verb, _, word = line.decode().strip().partition(" ")
                     if verb == "read":
                         found = service.marks[int(word)] if int(word) < len(service.marks) else "nothing"
                         self.wfile.write(f"got {found}\n".encode())
