@@ -89,7 +89,7 @@ def start(lab: Lab, host: str, guest: Guest, own_monitor: bool = False) -> None:
             f"virsh -q define /root/{guest.name}.xml && virsh -q start {guest.name}")  # fmt: skip
 
 
-def wait_up(lab: Lab, guest: Guest, seconds: float = 120) -> float:
+def wait_up(lab: Lab, guest: Guest, seconds: float = 300) -> float:
     """Wait until the guest answers on its port; seconds that it took."""
     begun = time.monotonic()
     probe = f"exec 3<>/dev/tcp/{guest.address}/{guest.port}"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +44,26 @@ ACCELERATORS = ["tcg", *(["kvm"] if kvm_boots() else [])]
 
 @pytest.fixture(params=ACCELERATORS)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    made = Pair(tmp_path, request.param)
+    with _counting(Pair(tmp_path, request.param)) as made:
+        yield made
+
+
+@pytest.fixture(params=ACCELERATORS)
+def threaded_pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    """Its disk has an iothread."""
+    with _counting(Pair(tmp_path, request.param, iothread=True)) as made:
+        yield made
+
+
+@pytest.fixture(params=ACCELERATORS)
+def private_pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    """The VM's memory is private at first, as that of a VM that plain virsh started."""
+    with _counting(Pair(tmp_path, request.param, private=True)) as made:
+        yield made
+
+
+@contextmanager
+def _counting(made: Pair) -> Iterator[Pair]:
     try:
         wait_for("the guest counting", lambda: made.primary_vm.counts, 30)
         yield made

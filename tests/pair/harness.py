@@ -108,8 +108,10 @@ class Qemu:
 
     def __init__(
         self, directory: Path, accelerator: str, incoming: bool, network: bool,
-        disk: Path | None = None,
+        disk: Path | None = None, iothread: bool = False, private: bool = False,
     ) -> None:  # fmt: skip
+        """`iothread`: the disk has a thread of its own. `private`: memory as plain virsh gives it,
+        which no other process can map."""
         self.directory = directory
         directory.mkdir()
         self.disk = disk or directory / "disk.img"
@@ -126,8 +128,11 @@ class Qemu:
             "-qmp", f"unix:{self.monitor},server=on,wait=off",
             "-blockdev", f"driver=file,node-name=file0,filename={self.disk}",
             "-blockdev", "driver=raw,node-name=disk0,file=file0",
-            "-device", "virtio-blk-pci,drive=disk0,id=virtio-disk0,bootindex=1",
-            "-object", f"memory-backend-memfd,id=pc.ram,size={MEMORY_MIB}M,share=on",
+            "-object", "iothread,id=iothread1",
+            "-device", "virtio-blk-pci,drive=disk0,id=virtio-disk0,bootindex=1"
+            + (",iothread=iothread1" if iothread else ""),
+            "-object", f"memory-backend-ram,id=pc.ram,size={MEMORY_MIB}M" if private
+            else f"memory-backend-memfd,id=pc.ram,size={MEMORY_MIB}M,share=on",
             "-machine", "memory-backend=pc.ram",
         ]  # fmt: skip
         if network:
@@ -212,26 +217,34 @@ def start_worker(config: dict[str, Any], patch: str = "") -> Worker:
 class Pair:
     """node-a runs the guest, node-b is its standby."""
 
-    def __init__(self, root: Path, accelerator: str, network: bool = False) -> None:
+    def __init__(
+        self, root: Path, accelerator: str, network: bool = False, iothread: bool = False,
+        private: bool = False,
+    ) -> None:  # fmt: skip
+        """`iothread` and `private` (of the VM that runs first) as for `Qemu`."""
         self.root = root
         self.accelerator = accelerator
         make_pki(root / "pki", ("node-a", "node-b"))
         self.etcd = Etcd(root / "etcd")
         self.arbiter: dict[str, Any] = {"type": "etcd", "endpoints": [self.etcd.url]}
-        self.primary_vm = Qemu(root / "qemu-a", accelerator, incoming=False, network=network)
-        self.standby_vm = Qemu(root / "qemu-b", accelerator, incoming=True, network=network)
-        self.network = network
+        self.network, self.iothread = network, iothread
+        self.primary_vm = Qemu(root / "qemu-a", accelerator, incoming=False, network=network,
+                               iothread=iothread, private=private)  # fmt: skip
+        self.standby_vm = self._standby("qemu-b")
         self.workers: list[Worker] = []
         self.session = "5" * 32
         self.hosts = ["node-a", "node-b"]
         self.swaps = 0
 
+    def _standby(self, name: str, disk: Path | None = None) -> Qemu:
+        return Qemu(self.root / name, self.accelerator, incoming=True, network=self.network,
+                    disk=disk, iothread=self.iothread)  # fmt: skip
+
     def swap(self) -> None:
         """node-b runs the guest now; node-a gets a new, empty QEMU that waits, on its old disk."""
         self.swaps += 1
         self.primary_vm, old = self.standby_vm, self.primary_vm
-        self.standby_vm = Qemu(self.root / f"qemu-{self.swaps}", self.accelerator, incoming=True,
-                               network=self.network, disk=old.disk)  # fmt: skip
+        self.standby_vm = self._standby(f"qemu-{self.swaps}", old.disk)
         self.hosts.reverse()
         self.session = f"{self.swaps:032x}"
 
@@ -239,8 +252,7 @@ class Pair:
         """A new, empty QEMU that waits on node-b, on the replica that is there; a new session."""
         self.swaps += 1
         self.standby_vm.stop()
-        self.standby_vm = Qemu(self.root / f"qemu-{self.swaps}", self.accelerator, incoming=True,
-                               network=self.network, disk=self.standby_vm.disk)  # fmt: skip
+        self.standby_vm = self._standby(f"qemu-{self.swaps}", self.standby_vm.disk)
         self.session = f"{self.swaps:032x}"
 
     def wait_for_counts(self, count: int) -> None:

@@ -45,6 +45,21 @@ def test_roles_swap_back_and_forth_and_little_is_sent(pair: Pair) -> None:
     assert count_on_disk(pair.primary_vm.disk) >= first
 
 
+def test_private_memory_is_kept_too(private_pair: Pair) -> None:
+    primary, secondary = private_pair.protect()
+    first = primary.wait(msg="event", event="synced")["data"]["memory_bytes"]
+    base = switch(primary, secondary)
+    kept = os.stat(f"/proc/{base['pid']}/fd/{base['blocks'][0]['fd']}").st_blocks * 512
+    assert 0 < kept <= 2 * first, "pages of zeros were kept, too"
+    private_pair.primary_vm.process.wait(20)
+    private_pair.swap()
+    secondary, port = private_pair.start_secondary(base=base)
+    again = private_pair.start_primary(port)
+    again.wait(msg="state", state="protected")
+    synced = again.wait(msg="event", event="synced")["data"]
+    assert synced["memory_bytes"] < first - (128 << 10), (first, synced)
+
+
 def test_a_resync_after_a_lost_secondary_sends_only_what_changed_of_the_disk(pair: Pair) -> None:
     with open(pair.primary_vm.disk, "r+b") as file:
         file.seek(512 << 10)

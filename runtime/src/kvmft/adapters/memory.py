@@ -149,7 +149,7 @@ class GuestMemory:
     def keep(self, name: str = "kvmft-base") -> list[tuple[RamBlock, int]]:
         """Every block's content as an open memfd that outlives QEMU, which must be stopped.
 
-        Shared memory is kept as it is; private memory is copied (so it takes its size once more).
+        Shared memory is kept as it is; of private memory, the pages that are not zero are copied.
         """
         kept: list[tuple[RamBlock, int]] = []
         populated = self.populated()
@@ -163,7 +163,8 @@ class GuestMemory:
             for start, end in _split(populated[inside], _HASH_CHUNK).tolist():
                 buffer = bytearray(end - start)
                 self.read(np.array([[start, end]], dtype=np.uint64), memoryview(buffer))
-                os.pwrite(descriptor, buffer, start - block.hva)
+                for first, last in _filled(buffer):
+                    os.pwrite(descriptor, memoryview(buffer)[first:last], start - block.hva + first)
             kept.append((block, descriptor))
         return kept
 
@@ -252,6 +253,13 @@ class GuestMemory:
             hashes[first : first + (end - start) // linux.PAGE] = hash_pages(buffer)
             between()
         return hashes
+
+
+def _filled(data: bytearray) -> list[tuple[int, int]]:
+    """The ranges [start, end) of `data`, whole pages, that are not zero."""
+    pages = np.flatnonzero(np.frombuffer(data, dtype=np.uint64).reshape(-1, _WORDS).any(axis=1))
+    runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1) if len(pages) else []
+    return [(int(run[0]) * linux.PAGE, (int(run[-1]) + 1) * linux.PAGE) for run in runs]
 
 
 def _split(ranges: np.ndarray, size: int) -> np.ndarray:

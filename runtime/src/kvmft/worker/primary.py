@@ -58,6 +58,7 @@ MIRRORS_EVERY = 2.0
 FIRST_SYNC_PATIENCE = 5.0
 """Seconds of silence that are borne until there is a pair."""
 RELEASE_BOUND = 2.0
+MIRROR_REST = 2.0
 CHECKPOINT_BOUND = 5.0
 """Seconds that a checkpoint under way is waited for before output and mirrors are let go."""
 CLAIMS = {
@@ -185,8 +186,12 @@ class PrimaryWorker:
 
     @property
     def _epochs_mark(self) -> str:
-        """A file that is there while checkpoints are taken."""
+        """A file that is there while this worker may have the VM stopped."""
         return os.path.join(self.config.run_dir, "epochs")
+
+    def _mark_stops(self) -> None:
+        with open(self._epochs_mark, "w", encoding="ascii") as mark:
+            mark.write(self.config.session)
 
     def post(self, event: ev.Event) -> None:
         """Give the machine an event and carry out its effects, one event at a time, in order."""
@@ -404,8 +409,8 @@ class PrimaryWorker:
         assert self.monitor is not None and self.memory is not None and self.known is not None
         blocks = self.monitor.execute("query-block")
         owner = qemu_owner(self.config.qemu_pid)
+        nodes = [qemu_setup.node_of(blocks, disk.path) for disk in self.config.disks]
         for index, disk in enumerate(self.config.disks):
-            node = qemu_setup.node_of(blocks, disk.path)
             path = os.path.join(self.directory, f"nbd-{disk.target}.sock")
             sink = ResyncFilter(
                 DiskSink(self.disk_log, index, self._disk_grew),
@@ -416,8 +421,11 @@ class PrimaryWorker:
             self.filters.append(sink)
             lost = partial(self._mirror_lost, disk.target)
             self.servers.append(NbdServer(self.reactor, path, disk.size, sink, owner, lost))
-            speed = self.config.sync_bandwidth
-            qemu_setup.start_mirror(self.monitor, disk.target, node, path, speed)
+            qemu_setup.add_target(self.monitor, disk.target, path)
+        with self._vm_stopped():
+            for disk, node in zip(self.config.disks, nodes, strict=True):
+                speed = self.config.sync_bandwidth
+                qemu_setup.start_mirror(self.monitor, disk.target, node, speed)
         self._mirroring = True
         self._bulk = _Bulk(self)
         self._bulk.pump()
@@ -479,6 +487,10 @@ class PrimaryWorker:
         done = sum(int(found[name]["offset"]) for name in names) + self._bulk.sent
         self.sync_percent = round(min(99.0, 100.0 * done / max(1, length)), 1)
         if self._bulk.done and all(found[name]["ready"] for name in names):
+            if not qemu_setup.at_rest(found):
+                qemu_setup.rest(self.monitor, names)
+                self.reactor.call_later(0.002, self._poll_mirrors)
+                return
             for each in self.filters:
                 each.settle()
             self._flush_disk_log()
@@ -530,6 +542,7 @@ class PrimaryWorker:
 
     def _take_round(self, _effect: ev.TakeRound) -> None:
         assert self.engine is not None
+        self._mark_stops()
 
         def scanned(ranges: np.ndarray, pause: float) -> None:
             size = int((ranges[:, 1] - ranges[:, 0]).sum()) if len(ranges) else 0
@@ -562,8 +575,6 @@ class PrimaryWorker:
                 f"Check that QEMU's user may enter {self.directory}.",
             )
         self.stats = EpochStats(self.reactor.now())
-        with open(self._epochs_mark, "w", encoding="ascii") as mark:
-            mark.write(self.config.session)
         self.post(ev.HoldInstalled())
 
     def _connected_for_qemu(self, seconds: float) -> bool:
@@ -707,7 +718,10 @@ class PrimaryWorker:
             engine.stay_stopped = True
             self.reactor.run_until(lambda: not engine.busy, CHECKPOINT_BOUND)
         running = bool(self.monitor.execute("query-status")["running"])
+        marked = os.path.exists(self._epochs_mark)
         if running:
+            self._mark_stops()
+            self._rest_mirrors()
             self.monitor.execute("stop")
         try:
             yield
@@ -716,6 +730,19 @@ class PrimaryWorker:
                 engine.stay_stopped, engine.holds_vm = paused, False
             if (running or held) and not paused:
                 self.monitor.execute("cont")
+            if not marked:
+                unlink_quietly(self._epochs_mark)
+
+    def _rest_mirrors(self) -> None:
+        """Pause the mirrors, as every `stop` needs it, and wait until they are at rest. One that
+        cannot rest within MIRROR_REST seconds waits for the peer, and is not about to go on."""
+        assert self.monitor is not None
+        found = qemu_setup.jobs(self.monitor)
+        qemu_setup.rest(self.monitor, found)
+        until = self.reactor.now() + MIRROR_REST
+        while not qemu_setup.at_rest(found) and self.reactor.now() < until:
+            self.reactor.step(0.002)
+            found = qemu_setup.jobs(self.monitor)
 
     def _mirrors(self) -> set[str]:
         """The block jobs of ours that this QEMU has."""

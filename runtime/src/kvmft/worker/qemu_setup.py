@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from kvmft.adapters.qmp import Command, Monitor, MonitorError
+from kvmft.adapters.qmp import Command, Monitor, MonitorError, command
 from kvmft.adapters.redirector import attach_commands, detach_commands, is_connected
 from kvmft.errors import KvmftError
 
@@ -31,15 +32,8 @@ def job_of(target: str) -> str:
     return f"{PREFIX}-{target}"
 
 
-def start_mirror(
-    monitor: Monitor, target: str, node: str, socket_path: str, speed: int = 0
-) -> None:
-    """Mirror `node` to the NBD server on `socket_path`, each guest write passing us first.
-
-    `speed` bounds the copy of what is there already, in bytes per second; 0 does not. An error
-    pauses the job, it does not end it: a mirror that ends in a running VM may take QEMU with it
-    (see `PrimaryWorker._remove_mirrors`), and the guest's own writes go on either way.
-    """
+def add_target(monitor: Monitor, target: str, socket_path: str) -> None:
+    """Connect QEMU to the NBD server on `socket_path`, for the mirror of disk `target`."""
     monitor.execute(
         "blockdev-add",
         driver="nbd",
@@ -47,6 +41,20 @@ def start_mirror(
         server={"type": "unix", "path": socket_path},
         export=target,
     )
+
+
+def start_mirror(monitor: Monitor, target: str, node: str, speed: int = 0) -> None:
+    """Mirror `node` to what `add_target` connected, each guest write passing us first.
+
+    The VM must be stopped: a guest's write from an iothread that overtakes the job's first steps
+    finds no bitmap of what is in flight, and QEMU dies of it (7.2, block/mirror.c: `mirror_run`
+    makes the bitmap that `active_write_prepare` uses). A stopped VM's disks are all in QEMU's main
+    loop, where the job takes those steps at once.
+
+    `speed` bounds the copy of what is there already, in bytes per second; 0 does not. An error
+    pauses the job, it does not end it: a mirror that ends in a running VM may take QEMU with it
+    (see `PrimaryWorker._remove_mirrors`), and the guest's own writes go on either way.
+    """
     monitor.execute(
         "blockdev-mirror",
         job_id=job_of(target),
@@ -58,6 +66,23 @@ def start_mirror(
         on_target_error="stop",
         **({"speed": speed} if speed else {}),
     )
+
+
+def at_rest(found: dict[str, dict[str, Any]]) -> bool:
+    """Whether every job (of `jobs`) is paused, so that nothing of its own runs."""
+    return all(job["status"] in ("paused", "standby") for job in found.values())
+
+
+def rest(monitor: Monitor, names: Iterable[str]) -> None:
+    """Pause the jobs of these names; `at_rest` tells when they are.
+
+    Before every `stop`: it moves a disk out of its iothread, and QEMU 10 aborts when a job is
+    about to go on there at that moment (job.c: `job_set_aio_context` asserts that it is paused;
+    the drain before takes a job that was just let go for a paused one). A mirror that has copied
+    everything has nothing left to do of its own; the guest's writes go through it all the same.
+    """
+    for name in names:
+        quietly(monitor, command("block-job-pause", device=name))
 
 
 def jobs(monitor: Monitor) -> dict[str, dict[str, Any]]:
