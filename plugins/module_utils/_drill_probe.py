@@ -81,7 +81,7 @@ def _http(check: dict[str, t.Any], host: str, timeout: float) -> Answer:
 def _icmp(host: str, timeout: float) -> Answer:
     """An echo over a datagram socket, which Linux allows to the groups of net.ipv4.ping_group_range, or
     over a raw one, which it allows to root."""
-    family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0]
+    family, __, __, __, address = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0]
     protocol = socket.IPPROTO_ICMP if family == socket.AF_INET else socket.IPPROTO_ICMPV6
     number = int.from_bytes(os.urandom(2), "big")
     request = _echo(ECHO_REQUEST[family], number)
@@ -140,7 +140,7 @@ class Lines:
         def fill(text: str) -> str:
             return text.replace("{n}", str(number)).replace("{id}", given)
 
-        said, _ = self._ask(host, fill(self._probe["verify_send"]), timeout)
+        said, __ = self._ask(host, fill(self._probe["verify_send"]), timeout)
         return None if said is None else re.search(fill(self._probe["verify_expect"]), said) is not None
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class Lines:
                 if not data:
                     raise ConnectionError("the connection was closed")
                 self._rest += data
-            said, _, self._rest = self._rest.partition(b"\n")
+            said, __, self._rest = self._rest.partition(b"\n")
         except OSError as error:
             self.broken += had
             self.close()

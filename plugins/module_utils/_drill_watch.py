@@ -84,8 +84,8 @@ def markers(
     `lost_ms` is the time from the newest marker before the first lost one to the newest lost one: as
     much acknowledged work is gone at most. `unknown` could not be read back.
     """
-    lost = [number for number, _ in acknowledged if there.get(number) is False]
-    unknown = [number for number, _ in acknowledged if there.get(number) is None]
+    lost = [number for number, __ in acknowledged if there.get(number) is False]
+    unknown = [number for number, __ in acknowledged if there.get(number) is None]
     made: dict[str, t.Any] = {
         "acknowledged": len(acknowledged),
         "read_back": len(acknowledged) - len(unknown),

@@ -60,13 +60,13 @@ def test_a_watch_that_ends_late_after_an_answer_saw_no_silence() -> None:
 
 def test_of_very_many_silences_the_longest_are_kept_in_order() -> None:
     rng, seen, at = random.Random(1), watch.Watch(0.1), 0.0
-    gaps = [rng.uniform(0.2, 3.0) for _ in range(2 * watch.MOST + 300)]
+    gaps = [rng.uniform(0.2, 3.0) for __ in range(2 * watch.MOST + 300)]
     for gap in gaps:
         at += gap
         seen.feed(at - 0.001, at, True)
     found = [b - a for a, b in seen.result(at)["silences"]]
     assert len(found) == watch.MOST and min(found) >= sorted(gaps[1:])[-watch.MOST] - 1e-3
-    starts = [a for a, _ in seen.result(at)["silences"]]
+    starts = [a for a, __ in seen.result(at)["silences"]]
     assert starts == sorted(starts)
 
 
@@ -83,7 +83,7 @@ def test_percentiles_are_of_the_answers() -> None:
 
 def test_lost_markers_are_counted_and_their_time_is_told() -> None:
     rows = [(number, float(number)) for number in range(1, 11)]
-    there: dict[int, bool | None] = {number: number not in (6, 7, 8) for number, _ in rows}
+    there: dict[int, bool | None] = {number: number not in (6, 7, 8) for number, __ in rows}
     found = watch.markers(rows, there)
     assert (found["lost"], found["unknown"], found["read_back"]) == (3, 0, 10)
     assert found["lost_ms"] == 3000.0, "from the newest kept one before, 5, to the newest lost one, 8"
