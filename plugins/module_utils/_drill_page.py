@@ -93,7 +93,7 @@ def _results(report: dict[str, t.Any]) -> str:
     for vm in report["vms"]:
         cells = [f"<td{_any(vm['name'])}><b>{_t(vm['name'])}</b></td>",
                  f"<td{_any(vm['group'])}>{_t(vm['group'] or '–')}</td>", f"<td>{_way(vm)}</td>"]  # fmt: skip
-        cells += [f'<td class="num">{_figure(vm, name)}</td>' for name, _, _ in FIGURES]
+        cells += [f'<td class="num">{_figure(vm, name)}</td>' for name, __, __ in FIGURES]
         after = vm["after"]
         colour = "good" if after["state"] == "protected" else "bad"
         cells.append(f'<td class="any"><span class="{colour} nowrap">{_t(after["state"] or "not seen")}</span>'
@@ -164,7 +164,7 @@ def _leg_text(leg: dict[str, t.Any]) -> str:
     for name, text in (
         ("epoch", "it runs on from commit {}"),
         ("activation_ms", "loading the devices and starting it took {:g} ms"),
-        ("outage_ms", "it stood still for at most {:g} ms by the hosts’ clocks"),
+        ("outage_ms", "it stood still for at most {:g} ms by the clocks of the hosts"),
         ("carried_packets", "{} packets were carried over"),
     ):
         if figures.get(name) is not None:
@@ -247,11 +247,11 @@ def _measured(report: dict[str, t.Any]) -> str:
             told.append(f"{vm['name']}, RPO: {vm['results']['rpo_ms']['detail']}")
     clocks = report["clocks"]
     off = clocks["hosts_ahead_ms"]
-    told.append("The hosts’ clocks agree with the controller’s, as far as a request to them can tell." if not off
-                else f"The hosts’ clocks were {milliseconds(abs(off))} {'ahead' if off > 0 else 'behind'}; "
+    told.append("The clocks of the hosts agree with that of the controller, as far as a request to them can tell." if not off
+                else f"The clocks of the hosts were {milliseconds(abs(off))} {'ahead' if off > 0 else 'behind'}; "
                 "their times are corrected here.")  # fmt: skip
     told.append("RTO is the longest time between two answers to the prober from the order to fail over until the VM was "
-                "protected again. “By the hosts” means that a figure was not seen from outside.")  # fmt: skip
+                "protected again. By the hosts means that a figure was not seen from outside.")  # fmt: skip
     items = "".join(f"<li>{_t(each)}</li>" for each in told)
     return f'<section class="card"><h2>How it was measured</h2><ul>{items}</ul></section>'
 

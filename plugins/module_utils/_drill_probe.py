@@ -79,18 +79,28 @@ def _http(check: dict[str, t.Any], host: str, timeout: float) -> Answer:
 
 
 def _icmp(host: str, timeout: float) -> Answer:
-    """An echo over a datagram socket (Linux: net.ipv4.ping_group_range), which needs no privilege."""
-    family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0]
+    """An echo over a datagram socket, which Linux allows to the groups of net.ipv4.ping_group_range, or
+    over a raw one, which it allows to root."""
+    family, __, __, __, address = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0]
     protocol = socket.IPPROTO_ICMP if family == socket.AF_INET else socket.IPPROTO_ICMPV6
     number = int.from_bytes(os.urandom(2), "big")
     request = _echo(ECHO_REQUEST[family], number)
     until = time.monotonic() + timeout
-    with socket.socket(family, socket.SOCK_DGRAM, protocol) as connection:
+    try:
+        connection = socket.socket(family, socket.SOCK_DGRAM, protocol)
+    except PermissionError:
+        try:
+            connection = socket.socket(family, socket.SOCK_RAW, protocol)
+        except PermissionError:
+            return Answer(False, f"{host} cannot be asked, because this user may not ping; set net.ipv4.ping_group_range")
+    with connection:
         connection.connect(address)
         connection.send(request)
         while True:
             connection.settimeout(max(0.001, until - time.monotonic()))
             reply = connection.recv(2048)
+            if connection.type == socket.SOCK_RAW and family == socket.AF_INET:
+                reply = reply[4 * (reply[0] & 15) :]  # the IP header, its length in words (RFC 791)
             if reply[0] == ECHO_REPLY[family] and reply[6:8] == struct.pack(">H", number):
                 return Answer(True, f"{host} answers a ping")
 
@@ -130,7 +140,7 @@ class Lines:
         def fill(text: str) -> str:
             return text.replace("{n}", str(number)).replace("{id}", given)
 
-        said, _ = self._ask(host, fill(self._probe["verify_send"]), timeout)
+        said, __ = self._ask(host, fill(self._probe["verify_send"]), timeout)
         return None if said is None else re.search(fill(self._probe["verify_expect"]), said) is not None
 
     def close(self) -> None:
@@ -154,7 +164,7 @@ class Lines:
                 if not data:
                     raise ConnectionError("the connection was closed")
                 self._rest += data
-            said, _, self._rest = self._rest.partition(b"\n")
+            said, __, self._rest = self._rest.partition(b"\n")
         except OSError as error:
             self.broken += had
             self.close()

@@ -21,12 +21,14 @@ class Watch:
         self.first: float | None = None
         self.last: float | None = None
         self.failure = ""
+        self._failing = False
         self._silences: list[tuple[float, float]] = []
         self._waits: dict[int, int] = {}
 
     def feed(self, begun: float, ended: float, ok: bool, detail: str = "") -> None:
         """One attempt, from `begun` to `ended`."""
         self.attempts += 1
+        self._failing = not ok
         if not ok:
             self.failure = detail
             return
@@ -56,10 +58,11 @@ class Watch:
         return None
 
     def result(self, until: float) -> dict[str, t.Any]:
-        """Everything, as plain data. A silence that still lasts at `until` has no end (None)."""
+        """Everything, as plain data. A silence that still lasts at `until` has no end (None); after an answer
+        none has begun, however long nobody asked."""
         self._trim()
         silences: list[list[float | None]] = [[round(a, 4), round(b, 4)] for a, b in self._silences]
-        if self.last is not None and until - self.last > self._floor:
+        if self.last is not None and self._failing and until - self.last > self._floor:
             silences.append([round(self.last, 4), None])
         return {
             "attempts": self.attempts,
@@ -81,8 +84,8 @@ def markers(
     `lost_ms` is the time from the newest marker before the first lost one to the newest lost one: as
     much acknowledged work is gone at most. `unknown` could not be read back.
     """
-    lost = [number for number, _ in acknowledged if there.get(number) is False]
-    unknown = [number for number, _ in acknowledged if there.get(number) is None]
+    lost = [number for number, __ in acknowledged if there.get(number) is False]
+    unknown = [number for number, __ in acknowledged if there.get(number) is None]
     made: dict[str, t.Any] = {
         "acknowledged": len(acknowledged),
         "read_back": len(acknowledged) - len(unknown),

@@ -156,18 +156,18 @@ class Prober(threading.Thread):
         if self._lines is None or not self._probe["verify_send"]:
             return None
         near = [row for row in self._acknowledged
-                if any(start - BEFORE_SILENCE <= row[1] <= start for start, _ in silences if start)]  # fmt: skip
+                if any(start - BEFORE_SILENCE <= row[1] <= start for start, __ in silences if start)]  # fmt: skip
         rows = sorted({*near, *self._acknowledged[-100:]})[-MOST_READ:]
         there: dict[int, bool | None] = {}
         until = time.monotonic() + VERIFY_SECONDS
-        for number, _, given in rows:
+        for number, __, given in rows:
             there[number] = None
             for host in hosts if time.monotonic() < until else ():
                 there[number] = self._lines.verify(host, number, given, VERIFY_TIMEOUT)
                 if there[number] is not None:
                     break
         self._lines.close()
-        found = markers([(number, at) for number, at, _ in rows], there)
+        found = markers([(number, at) for number, at, __ in rows], there)
         found["acknowledged"] = len(self._acknowledged)
         return found
 

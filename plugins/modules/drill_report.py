@@ -96,8 +96,10 @@ def try_directory(directory: str, check: bool) -> None:
     """OSError when no file can be made there."""
     if check:
         above = directory
-        while not os.path.isdir(above) and os.path.dirname(above) != above:
+        while not os.path.exists(above):
             above = os.path.dirname(above)
+        if not os.path.isdir(above):
+            raise NotADirectoryError(20, "Not a directory", above)
         if not os.access(above, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", above)
         return

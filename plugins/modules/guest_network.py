@@ -107,7 +107,7 @@ def run(module: AnsibleModule) -> list[str]:
         changes.append(f"{each['mac']} went from {each['old']} to {each['new']}")
     for command in commands:
         if not module.check_mode:
-            code, _, said = agent.execute(command, COMMAND_SECONDS)
+            code, __, said = agent.execute(command, COMMAND_SECONDS)
             if code:
                 raise GuestError(f"In the guest, {' '.join(command)} ended with {code}: {said.strip()}. Only Linux guests "
                                  "with the program ip can be given other addresses.")  # fmt: skip

@@ -37,7 +37,7 @@ WIDE_MODULES = (
 """In the order in which they have to be loaded."""
 TEST_PACKAGES = (
     *SERVER_PACKAGES, "python3-pytest", "python3-hypothesis", "python3-psycopg",
-    "python3-prometheus-client", "ansible-core", "prometheus", "gcc", "libc6-dev",
+    "python3-prometheus-client", "python3-jsonschema", "ansible-core", "prometheus", "gcc", "libc6-dev",
     "busybox-static", "cpio", "e2fsprogs", "git",
 )  # fmt: skip
 """What the stages unit, sim and pair need, all of it from Debian."""

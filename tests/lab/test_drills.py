@@ -117,7 +117,7 @@ def test_an_unplanned_drill_brings_one_to_another_network(drilled: Lab, tmp_path
     mapped = {"node-a": {"br0": "br1"}}
     rows = groups()
     rows[0]["vms"][0]["probe"]["interval_ms"] = 60
-    report, _ = drill(drilled, "unplanned", tmp_path, kvmft_drill_network_map=mapped, kvmft_drill_groups=rows)
+    report, __ = drill(drilled, "unplanned", tmp_path, kvmft_drill_network_map=mapped, kvmft_drill_groups=rows)
     must_be_in_order(report)
     must_be_measured(report)
     moved = report["vms"][1]["legs"][0]["network"]

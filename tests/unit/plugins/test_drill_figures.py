@@ -54,15 +54,19 @@ def test_who_never_answered_has_no_silence_and_who_stopped_has_an_open_one() -> 
     assert watched((0.0, 0.01, True), (1.0, 1.25, False), until=9.0)["silences"] == [[0.01, None]]
 
 
+def test_a_watch_that_ends_late_after_an_answer_saw_no_silence() -> None:
+    assert watched((0.0, 0.01, True), (0.05, 0.06, True), until=0.9)["silences"] == []
+
+
 def test_of_very_many_silences_the_longest_are_kept_in_order() -> None:
     rng, seen, at = random.Random(1), watch.Watch(0.1), 0.0
-    gaps = [rng.uniform(0.2, 3.0) for _ in range(2 * watch.MOST + 300)]
+    gaps = [rng.uniform(0.2, 3.0) for __ in range(2 * watch.MOST + 300)]
     for gap in gaps:
         at += gap
         seen.feed(at - 0.001, at, True)
     found = [b - a for a, b in seen.result(at)["silences"]]
     assert len(found) == watch.MOST and min(found) >= sorted(gaps[1:])[-watch.MOST] - 1e-3
-    starts = [a for a, _ in seen.result(at)["silences"]]
+    starts = [a for a, __ in seen.result(at)["silences"]]
     assert starts == sorted(starts)
 
 
@@ -79,7 +83,7 @@ def test_percentiles_are_of_the_answers() -> None:
 
 def test_lost_markers_are_counted_and_their_time_is_told() -> None:
     rows = [(number, float(number)) for number in range(1, 11)]
-    there: dict[int, bool | None] = {number: number not in (6, 7, 8) for number, _ in rows}
+    there: dict[int, bool | None] = {number: number not in (6, 7, 8) for number, __ in rows}
     found = watch.markers(rows, there)
     assert (found["lost"], found["unknown"], found["read_back"]) == (3, 0, 10)
     assert found["lost_ms"] == 3000.0, "from the newest kept one before, 5, to the newest lost one, 8"
@@ -282,8 +286,10 @@ def test_a_terminal_shows_each_way_and_each_objective() -> None:
     assert "dir1: RTO 360 ms (probe: longest time between two answers, from outside)" in said
     assert "db1: objective rpo_ms 0: met, 0 ms" in said
     legs = [drills.leg("dir1", 4.0, "node-a", "node-b", 5, outcome="failed", reason="The arbiter is away.")]
-    said = "\n".join(text.lines(report(legs=legs, stopped="The arbiter is away.")))
-    assert "dir1: node-a -> node-b: failed. The arbiter is away." in said and "MISSED" in said
+    said = "\n".join(text.lines(report(legs=legs, stopped="The arbiter is away.",
+                                       probes={"dir1": drills.seen([[4.0, 9.5]])})))  # fmt: skip
+    assert "dir1: node-a -> node-b: failed. The arbiter is away." in said
+    assert "dir1: objective rto_ms 1000: MISSED, 5.5 s" in said and "db1: objective" not in said
 
 
 @pytest.mark.parametrize(("value", "shown"), [

@@ -145,7 +145,7 @@ def test_each_state_is_as_long_as_it_was(opened: Page, report: dict[str, Any]) -
         const box = each.getBoundingClientRect();
         return [each.classList[1], +each.dataset.from, +each.dataset.to, box.left, box.width]; })""")
     wanted = [(each["state"], each["from_ms"], each["to_ms"]) for vm in report["vms"] for each in vm["segments"]]
-    assert [(state, pytest.approx(a), pytest.approx(b)) for state, a, b, _, _ in drawn] == wanted
+    assert [(state, pytest.approx(a), pytest.approx(b)) for state, a, b, __, __ in drawn] == wanted
     left = min(each[3] for each in drawn)
     whole = max(each[3] + each[4] for each in drawn) - left
     assert whole > 500

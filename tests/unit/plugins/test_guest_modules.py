@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from . import drills
-from .test_drills import Run, local  # noqa: F401
+from .test_drills import Run
+from .test_drills import local as local_of_drills
 
 guest = drills.util("_guest")
+local = local_of_drills
 XML = """<domain><devices>
 <interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='lo-a'/><model type='virtio'/></interface>
 <interface type='network'><mac address='52:54:00:00:00:02'/><source network='default' bridge='virbr0'/></interface>
@@ -71,7 +73,7 @@ def virsh(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return look
 
 
-def test_a_program_is_run_in_the_guest(local: Run, virsh: Callable[..., Any], tmp_path: Path) -> None:  # noqa: F811
+def test_a_program_is_run_in_the_guest(local: Run, virsh: Callable[..., Any], tmp_path: Path) -> None:
     path = str(tmp_path / "bin")
     found = local("guest_command", {"name": "db1", "command": ["/bin/uptime"], "stdout": "is up"}, path=path)
     assert (found["rc"], found["stdout"]) == (0, "it is up\n")
@@ -87,7 +89,7 @@ def test_a_program_is_run_in_the_guest(local: Run, virsh: Callable[..., Any], tm
     assert [json.loads(each[2])["execute"] for each in virsh()["asked"][before:]] == ["guest-ping"]
 
 
-def test_without_an_agent_it_says_what_to_install(local: Run, virsh: Callable[..., Any], tmp_path: Path) -> None:  # noqa: F811
+def test_without_an_agent_it_says_what_to_install(local: Run, virsh: Callable[..., Any], tmp_path: Path) -> None:
     virsh(agent=False)
     rows = [{"interface": "eth0", "address": "198.51.100.8/24"}]
     for name, given, check in (("guest_command", {"command": ["true"]}, False), ("guest_network", {"addresses": rows}, True)):
@@ -95,7 +97,7 @@ def test_without_an_agent_it_says_what_to_install(local: Run, virsh: Callable[..
         assert found["failed"] and "Install qemu-guest-agent" in found["msg"]
 
 
-def test_addresses_are_changed_once(local: Run, virsh: Callable[..., Any], tmp_path: Path) -> None:  # noqa: F811
+def test_addresses_are_changed_once(local: Run, virsh: Callable[..., Any], tmp_path: Path) -> None:
     given = {"name": "db1", "addresses": [{"mac": "52:54:00:00:00:01", "address": "198.51.100.8/24", "gateway": "198.51.100.1"}]}
     wanted = ["ip address add 198.51.100.8/24 dev eth0", "ip address del 192.0.2.8/24 dev eth0",
               "ip address del 192.0.2.9/24 dev eth0",
@@ -138,7 +140,7 @@ def test_interfaces_of_mapped_bridges_alone_are_moved() -> None:
 
 
 def test_a_bridge_that_does_not_exist_is_refused_before_anything(
-    local: Run, virsh: Callable[..., Any], tmp_path: Path  # noqa: F811
+    local: Run, virsh: Callable[..., Any], tmp_path: Path
 ) -> None:
     for bridges in ({"lo": "lo"}, {"no-such-a": "no-such-b"}, {"../x": "y"}):
         found = local("guest_network", {"name": "db1", "bridges": bridges}, False, str(tmp_path / "bin"))

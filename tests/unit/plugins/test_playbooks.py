@@ -124,13 +124,15 @@ def test_the_planned_drill_goes_back_if_that_is_wanted(
 
 
 def test_the_planned_drill_touches_nothing_that_is_not_protected(
-    play: Play, protected: dict[str, Any]
+    play: Play, protected: dict[str, Any], tmp_path: Path
 ) -> None:
     protected.update(state="need_secondary", reason="node-b is away")
     before = dict(protected)
     code, output = play("drill_planned", vm="db1")
     assert code != 0 and "VM db1 is need_secondary (node-b is away)" in output, output
     assert protected == before
+    (path,) = (tmp_path / "drill-reports").glob("*.json")
+    assert json.loads(path.read_text())["outcome"] == "refused"
 
 
 def test_the_planned_drill_tells_what_was_refused(
