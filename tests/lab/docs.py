@@ -14,7 +14,7 @@ from tests.lab import release
 from tests.lab.lab import ROOT
 
 FOLDER = ROOT / "build" / "docs"
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "docs/*.json")
 """Hand-written pages; they lie in the site as they do in the repository, so that their links hold."""
 
 
