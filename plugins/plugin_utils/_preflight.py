@@ -13,10 +13,7 @@ import re
 import typing as t
 from collections.abc import Iterator, Mapping, Sequence
 
-try:
-    from ansible_collections.kvmft.core.plugins.plugin_utils import _networks
-except ImportError:  # loaded from its file, by the tests
-    import kvmft_plugin_utils__networks as _networks  # type: ignore[import-not-found,no-redef]
+from ansible_collections.kvmft.core.plugins.plugin_utils import _networks
 
 ERROR, WARNING = "error", "warning"
 INVENTORY = "inventory"

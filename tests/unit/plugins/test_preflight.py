@@ -16,7 +16,6 @@ from tests.unit.roles.loading import plugin_util
 
 from .conftest import ROOT
 
-plugin_util("_networks")
 preflight = plugin_util("_preflight")
 PROGRAM = Path(sys.executable).parent / "ansible-playbook"
 PROBE = ROOT / "roles" / "preflight" / "files" / "probe.py"
