@@ -35,3 +35,17 @@ def test_a_failure_in_the_container_is_a_failure_of_the_stage(
     monkeypatch.setattr(container, "own_release", lambda: "12")
     monkeypatch.setattr(container, "run", lambda *_: 1)
     assert cli.run_stage("sim", "13") == 1
+
+
+def test_the_release_is_tested_here_whatever_the_servers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(container, "own_release", lambda: "12")
+    monkeypatch.setattr(container, "run", lambda *_: 1)
+    monkeypatch.setattr(cli, "pytest", lambda *paths: ran.extend(paths) or 0)
+    assert cli.run_stage("release", "13") == 0
+    assert ran == ["tests/release"]
+
+
+def test_molecules_arguments_go_to_it_as_they_are() -> None:
+    options = cli.arguments().parse_args(["molecule", "test", "-s", "pair", "--destroy", "never"])
+    assert options.arguments == ["test", "-s", "pair", "--destroy", "never"]
