@@ -100,7 +100,10 @@ class Sandbox:
     def __init__(self, directory: Path) -> None:
         self.directory, self.base = directory, directory / "sandbox"
         self.base.mkdir()
-        shared = {str(ROOT), os.path.realpath(TOOLS.parent), str(TOOLS.parent), str(directory)}
+        shared = {str(ROOT), str(directory)}
+        if (TOOLS.parent / "pyvenv.cfg").exists():
+            # A virtual environment may lie elsewhere; what is of the system is copied, and never shared.
+            shared |= {os.path.realpath(TOOLS.parent), str(TOOLS.parent)}
         script = SETUP.format(base=self.base, shared=" ".join(sorted(shared)))
         self._holder = subprocess.Popen(["unshare", "--mount", "--net", "sh", "-c", script],
                                         stdout=subprocess.PIPE, text=True)  # fmt: skip
