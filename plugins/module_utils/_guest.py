@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -112,11 +113,12 @@ def bridge_changes(xml: str, bridges: dict[str, str]) -> list[dict[str, str]]:
 
 
 def plug(virsh: Virsh, name: str, change: dict[str, str]) -> None:
-    """Hang an interface of a running VM on another bridge, now and in its definition."""
+    """Hang an interface of a running VM on another bridge, now and in its definition if it has one."""
+    persistent = re.search(r"^Persistent:\s+yes", virsh.run("dominfo", name), re.MULTILINE)
     with tempfile.NamedTemporaryFile("w", suffix=".xml") as file:
         file.write(change["xml"])
         file.flush()
-        virsh.run("update-device", name, file.name, "--live", "--config")
+        virsh.run("update-device", name, file.name, "--live", *(["--config"] if persistent else []))
 
 
 def address_changes(

@@ -17,10 +17,11 @@ options:
     description: The check as M(kvmft.core.drill_plan) returns it.
     type: dict
     required: true
-  host:
-    description: Address to ask where the check names none of its own.
-    type: str
-    default: ''
+  hosts:
+    description: Addresses to ask where the check names none of its own. It succeeds when one of them answers.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Can run in check_mode and return changed status prediction without modifying target.
@@ -38,7 +39,7 @@ EXAMPLES = r"""
 - name: See that the database accepts connections
   kvmft.core.drill_check:
     check: "{{ plan.steps[0].checks[0] }}"
-    host: 192.0.2.50
+    hosts: [192.0.2.50]
   delegate_to: localhost
 """
 
@@ -72,16 +73,19 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "check": {"type": "dict", "required": True},
-            "host": {"type": "str", "default": ""},
+            "hosts": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     check = module.params["check"]
-    host = check["host"] or module.params["host"]
+    hosts = [check["host"]] if check["host"] else module.params["hosts"] or [""]
     begun, attempts = time.monotonic(), 0
     while True:
         attempts += 1
-        answer = attempt(check, host, check["timeout"])
+        for host in hosts:
+            answer = attempt(check, host, check["timeout"])
+            if answer.ok:
+                break
         if answer.ok or attempts > check["retries"]:
             break
         time.sleep(check["delay"])

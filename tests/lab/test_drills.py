@@ -41,7 +41,8 @@ def groups() -> list[dict[str, Any]]:
     return [
         {"name": "directory", "health": port, "vms": [
             {"name": DIRECTORY.name, "address": DIRECTORY.addresses[0], "probe": MARKERS}]},
-        {"name": "database", "health": [port, inside], "vms": [
+        # Its other addresses, in the second drill, take as long as SSH and the guest agent need.
+        {"name": "database", "health": [port, inside], "objectives": {"rto_ms": 30_000}, "vms": [
             {"name": DATABASE.name, "address": DATABASE.addresses[0], "probe": MARKERS,
              "readdress": {"node-a": [{"interface": "eth0", "address": f"{MOVED}/24"}]}}]},
     ]  # fmt: skip
@@ -84,11 +85,15 @@ def must_be_in_order(report: dict[str, Any]) -> None:
     first, second = report["vms"]
     assert [first["name"], second["name"]] == [DIRECTORY.name, DATABASE.name]
     assert first["legs"][0]["protected_ms"] < second["legs"][0]["ordered_ms"]
-    verdicts = [next(each["at_ms"] for each in vm["receipts"] if each["event"] == "verdict") for vm in report["vms"]]
-    ends = [max(each["to_ms"] for each in vm["segments"] if each["state"] == "running") for vm in report["vms"]]
-    assert verdicts[0] < ends[0] < verdicts[1] < ends[1]
+    verdicts, ends = [], []
     for vm in report["vms"]:
-        assert [each["state"] for each in vm["segments"]][::3] == ["protected", "protected"]
+        (leg,) = vm["legs"]
+        verdicts.append(next(each["at_ms"] for each in vm["receipts"]
+                             if each["event"] == "verdict" and each["at_ms"] >= leg["ordered_ms"]))  # fmt: skip
+        ends.append(leg["protected_ms"])
+        states = [each["state"] for each in vm["segments"]]
+        assert states[0] == states[-1] == "protected" and {"failing_over", "running"} <= set(states)
+    assert verdicts[0] < ends[0] < verdicts[1] < ends[1]
 
 
 def must_be_measured(report: dict[str, Any]) -> None:
@@ -96,7 +101,7 @@ def must_be_measured(report: dict[str, Any]) -> None:
     for vm in report["vms"]:
         rto, rpo = vm["results"]["rto_ms"], vm["results"]["rpo_ms"]
         assert rto["source"] == rpo["source"] == "probe", vm["probe"]
-        assert 0 < rto["value_ms"] < OBJECTIVES["rto_ms"]
+        assert 0 < rto["value_ms"] < next(each["objective_ms"] for each in vm["objectives"])
         assert rpo["value_ms"] == 0 and vm["probe"]["markers"]["read_back"] >= 50
         assert all(each["met"] for each in vm["objectives"])
         assert [each["won"] for each in vm["receipts"] if each["event"] == "verdict"][0] is True

@@ -37,6 +37,7 @@ class Service:
         self.quiet_until = 0.0
         self.marks: list[str] = []
         self.healthy = True
+        self.sick = 0  # so many requests still find it sick
         self.tokens: list[str | None] = []
         service = self
 
@@ -55,9 +56,11 @@ class Service:
         class Web(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 service.tokens.append(self.headers.get("Authorization"))
-                self.send_response(200 if service.healthy else 503)
+                well = service.healthy and service.sick == 0
+                service.sick = max(0, service.sick - 1)
+                self.send_response(200 if well else 503)
                 self.end_headers()
-                self.wfile.write(b"all is well" if service.healthy else b"warming up")
+                self.wfile.write(b"all is well" if well else b"warming up")
 
             def log_message(self, *__: Any) -> None:
                 """Say nothing."""
@@ -308,17 +311,23 @@ def test_checks_from_outside_succeed_and_fail_with_the_reason(local: Run, servic
         ({"type": "http", "port": line, "timeout": 0.3}, False, "127.0.0.1"),
         ({"type": "icmp"}, True, "answers a ping"),
     ):
-        found = local("drill_check", {"check": outside(**given), "host": "127.0.0.1"})
+        found = local("drill_check", {"check": outside(**given), "hosts": ["127.0.0.1"]})
         assert (found["ok"], bool(found.get("failed"))) == (ok, not ok), found
         assert detail in found["detail"] and found["attempts"] == 1
 
 
+def test_one_of_several_addresses_must_answer(local: Run, services: dict[str, Service]) -> None:
+    check = outside(type="tcp", port=services["db1"].ports[0])
+    found = local("drill_check", {"check": check, "hosts": ["127.0.0.99", "127.0.0.1"]})
+    assert found["ok"] and found["detail"].startswith("127.0.0.1:")
+    assert not local("drill_check", {"check": check, "hosts": ["127.0.0.99"]})["ok"]
+
+
 def test_a_check_is_tried_until_it_succeeds(local: Run, services: dict[str, Service]) -> None:
-    services["db1"].healthy = False
-    threading.Timer(1.5, lambda: setattr(services["db1"], "healthy", True)).start()
-    check = outside(type="http", port=services["db1"].ports[1], retries=100, delay=0.1)
-    found = local("drill_check", {"check": check, "host": "127.0.0.1"})
-    assert found["ok"] and found["attempts"] > 3 and not found["changed"]
+    services["db1"].sick = 4
+    check = outside(type="http", port=services["db1"].ports[1], retries=4, delay=0.1)
+    found = local("drill_check", {"check": check, "hosts": ["127.0.0.1"]})
+    assert found["ok"] and found["attempts"] == 5 and not found["changed"]
 
 
 def test_a_prober_sees_a_silence_and_finds_lost_markers(local: Run, services: dict[str, Service], tmp_path: Path) -> None:

@@ -139,6 +139,20 @@ def test_interfaces_of_mapped_bridges_alone_are_moved() -> None:
         guest.bridge_changes(XML, {"virbr0": "br1"})
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_an_interface_is_moved_in_the_definition_too_if_there_is_one(persistent: bool) -> None:
+    asked = []
+
+    class Virsh:
+        def run(self, *words: str) -> str:
+            asked.append(words)
+            return f"Id:             1\nPersistent:     {'yes' if persistent else 'no'}\n" if words[0] == "dominfo" else ""
+
+    guest.plug(Virsh(), "db1", {"xml": "<interface/>"})
+    assert asked[1][:2] == ("update-device", "db1")
+    assert asked[1][3:] == (("--live", "--config") if persistent else ("--live",))
+
+
 def test_a_bridge_that_does_not_exist_is_refused_before_anything(
     local: Run, virsh: Callable[..., Any], tmp_path: Path
 ) -> None:
