@@ -64,7 +64,7 @@ def take(lab: Lab, host: str) -> Snapshot:
               for path in own_paths(home / "kvmft")}  # fmt: skip
     for name, command in (
         ("firewall", "nft list ruleset"),
-        ("units", "systemctl list-unit-files --no-legend --no-pager --plain | sort"),
+        ("units", "systemctl list-unit-files --no-legend --no-pager --plain | grep -v transient | sort"),
         ("sockets", "ss -Hltn | awk '{print $4}' | sort"),
     ):
         found[f"({name})"] = lab.run(host, command)
