@@ -17,10 +17,12 @@ from tests.lab.lab import Lab
 
 PASSING = re.compile(
     r"(run|tmp|proc|sys|dev|var/(tmp|log|cache|lib/systemd|lib/dbus|lib/private|lib/apt|lib/dpkg)"
+    r"|etc/(group|gshadow|passwd|shadow)-"
     r"|root/\.(ansible|cache|ssh|bash_history)|etc/machine-id|var/lib/(nfs|sudo))(/|$)"
     r"|.*/__pycache__(/|$)|.*\.pyc$"
 )
-"""Logs, caches, what exists only while a server runs, and what Ansible itself keeps in root's home."""
+"""Logs, caches, what exists only while a server runs, the copies that shadow(5)'s tools keep of the lists of users
+before their last change, and what Ansible itself keeps in root's home."""
 
 Snapshot = dict[str, str]
 """Per path, or per question that was asked, what it is."""
@@ -62,7 +64,7 @@ def take(lab: Lab, host: str) -> Snapshot:
               for path in own_paths(home / "kvmft")}  # fmt: skip
     for name, command in (
         ("firewall", "nft list ruleset"),
-        ("units", "systemctl list-unit-files --no-legend --no-pager --plain | sort"),
+        ("units", "systemctl list-unit-files --no-legend --no-pager --plain | grep -v transient | sort"),
         ("sockets", "ss -Hltn | awk '{print $4}' | sort"),
     ):
         found[f"({name})"] = lab.run(host, command)
