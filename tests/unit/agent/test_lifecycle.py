@@ -158,6 +158,8 @@ def test_a_switchover_makes_this_side_stale_before_anybody_is_told(
         assert worker.sent == [{"cmd": "switch"}]
         with pytest.raises(KvmftError, match="is handing VM v over"):
             await m.prepare({}, "b")
+        with pytest.raises(KvmftError, match="is handing VM v over"):
+            await m.discard("b")
         assert worker.sent == [{"cmd": "switch"}], "its worker was ended while it kept the memory"
         m._message({"msg": "handed_over", "reason": "", "pid": 1, "blocks": []})
         await asking

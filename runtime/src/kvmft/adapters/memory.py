@@ -163,8 +163,12 @@ class GuestMemory:
             for start, end in _split(populated[inside], _HASH_CHUNK).tolist():
                 buffer = bytearray(end - start)
                 self.read(np.array([[start, end]], dtype=np.uint64), memoryview(buffer))
-                for first, last in _filled(buffer):
-                    os.pwrite(descriptor, memoryview(buffer)[first:last], start - block.hva + first)
+                table = np.array([[0, start - block.hva, end - start]], dtype=np.uint64)
+                table, data = drop_zero_pages(table, memoryview(buffer))
+                position = 0
+                for _, offset, length in table.tolist():
+                    os.pwrite(descriptor, data[position : position + length], offset)
+                    position += length
             kept.append((block, descriptor))
         return kept
 
@@ -253,13 +257,6 @@ class GuestMemory:
             hashes[first : first + (end - start) // linux.PAGE] = hash_pages(buffer)
             between()
         return hashes
-
-
-def _filled(data: bytearray) -> list[tuple[int, int]]:
-    """The ranges [start, end) of `data`, whole pages, that are not zero."""
-    pages = np.flatnonzero(np.frombuffer(data, dtype=np.uint64).reshape(-1, _WORDS).any(axis=1))
-    runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1) if len(pages) else []
-    return [(int(run[0]) * linux.PAGE, (int(run[-1]) + 1) * linux.PAGE) for run in runs]
 
 
 def _split(ranges: np.ndarray, size: int) -> np.ndarray:

@@ -110,14 +110,19 @@ class Reactor:
             if callback is not None:
                 callback()
 
-    def run_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Run until `done()` is true; False when `timeout` seconds went by first."""
+    def run_until(
+        self, done: Callable[[], bool], timeout: float | None = None, every: float | None = None
+    ) -> bool:
+        """Run until `done()` is true; False when `timeout` seconds went by first.
+
+        With `every` it is asked again after at most so many seconds, for what no event tells.
+        """
         limit = None if timeout is None else self.now() + timeout
         while not done():
             left = None if limit is None else limit - self.now()
             if left is not None and left <= 0:
                 return False
-            self.step(left)
+            self.step(left if every is None else every if left is None else min(left, every))
         return True
 
     def run(self) -> None:

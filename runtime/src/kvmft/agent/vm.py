@@ -319,10 +319,6 @@ class ManagedVm:
 
     async def _prepare(self, request: dict[str, Any], peer: str) -> int:
         state, agent = self.state, self._agent
-        if self._switch is not None and not self._switch.done():
-            # The peer runs the VM, and our worker still puts aside the memory that it left here.
-            raise KvmftError("handing_over", f"{agent.config.host} is handing VM {state.vm} over.",
-                             "Ask again in a moment.")  # fmt: skip
         await self._end_standby_worker()
         if state.role == "primary" and await asyncio.to_thread(agent.host.is_running, state.vm):
             raise KvmftError(
@@ -434,6 +430,12 @@ class ManagedVm:
     async def _end_standby_worker(self) -> None:
         """End a standby's worker, unless it is taking over or has: that instance is the only one."""
         state = self.state
+        if self._switch is not None and not self._switch.done():
+            # The peer runs the VM, and our worker still puts aside the memory that it left here.
+            raise KvmftError(
+                "handing_over", f"{self._agent.config.host} is handing VM {state.vm} over.",
+                "Ask again in a moment.",
+            )  # fmt: skip
         taking_over = self.worker is not None and self.shown[0] == "failing_over"
         if state.role == "secondary" and taking_over:
             raise KvmftError(

@@ -58,7 +58,10 @@ MIRRORS_EVERY = 2.0
 FIRST_SYNC_PATIENCE = 5.0
 """Seconds of silence that are borne until there is a pair."""
 RELEASE_BOUND = 2.0
-MIRROR_REST = 2.0
+MIRROR_REST, MIRROR_GONE = 2.0, 10.0
+"""Seconds that a mirror may take to rest, and to be gone after its cancel."""
+ASK_EVERY = 0.002
+"""Seconds between two questions to QEMU about what it tells no event of."""
 CHECKPOINT_BOUND = 5.0
 """Seconds that a checkpoint under way is waited for before output and mirrors are let go."""
 CLAIMS = {
@@ -489,7 +492,7 @@ class PrimaryWorker:
         if self._bulk.done and all(found[name]["ready"] for name in names):
             if not qemu_setup.at_rest(found):
                 qemu_setup.rest(self.monitor, names)
-                self.reactor.call_later(0.002, self._poll_mirrors)
+                self.reactor.call_later(ASK_EVERY, self._poll_mirrors)
                 return
             for each in self.filters:
                 each.settle()
@@ -579,12 +582,10 @@ class PrimaryWorker:
 
     def _connected_for_qemu(self, seconds: float) -> bool:
         assert self.monitor is not None
-        until = self.reactor.now() + seconds
-        while not qemu_setup.redirectors_connected(self.monitor, self.config.nics):
-            if self.reactor.now() >= until:
-                return False
-            self.reactor.step(0.002)
-        return True
+        monitor = self.monitor
+        return self.reactor.run_until(
+            lambda: qemu_setup.redirectors_connected(monitor, self.config.nics), seconds, ASK_EVERY
+        )
 
     def _output(self) -> None:
         self.post(ev.OutputPending())
@@ -737,12 +738,11 @@ class PrimaryWorker:
         """Pause the mirrors, as every `stop` needs it, and wait until they are at rest. One that
         cannot rest within MIRROR_REST seconds waits for the peer, and is not about to go on."""
         assert self.monitor is not None
-        found = qemu_setup.jobs(self.monitor)
-        qemu_setup.rest(self.monitor, found)
-        until = self.reactor.now() + MIRROR_REST
-        while not qemu_setup.at_rest(found) and self.reactor.now() < until:
-            self.reactor.step(0.002)
-            found = qemu_setup.jobs(self.monitor)
+        monitor = self.monitor
+        qemu_setup.rest(monitor, qemu_setup.jobs(monitor))
+        self.reactor.run_until(
+            lambda: qemu_setup.at_rest(qemu_setup.jobs(monitor)), MIRROR_REST, ASK_EVERY
+        )
 
     def _mirrors(self) -> set[str]:
         """The block jobs of ours that this QEMU has."""
@@ -763,9 +763,7 @@ class PrimaryWorker:
         names = [qemu_setup.job_of(disk.target) for disk in self.config.disks]
         for name in names:
             qemu_setup.quietly(monitor, command("block-job-cancel", device=name, force=True))
-        until = self.reactor.now() + 10
-        while self._mirrors() and self.reactor.now() < until:
-            self.reactor.step(0.002)
+        self.reactor.run_until(lambda: not self._mirrors(), MIRROR_GONE, ASK_EVERY)
         for name in names:
             qemu_setup.quietly(monitor, command("blockdev-del", node_name=name))
         for server in self.servers:
