@@ -149,7 +149,7 @@ def _of_variables(
             try:
                 _networks.normalised(variables[name]["kvmft_networks"], variables[name])
             except _networks.NetworksError as error:
-                what, _, remedy = str(error).rstrip(".").partition(". ")
+                what, __, remedy = str(error).rstrip(".").partition(". ")
                 yield finding("networks_description", INVENTORY, f"of {name}, {what}", "see there", "see the role networks",
                               remedy or "Correct kvmft_networks")  # fmt: skip
 
@@ -313,7 +313,7 @@ def _of_networks(
             for each in _networks.refusals(
                 networks, seen, addresses, str(variables.get("kvmft_management_interface") or "")
             ):
-                what, _, remedy = each.rstrip(".").partition(". ")
+                what, __, remedy = each.rstrip(".").partition(". ")
                 yield finding(
                     "networks_managed", name, what, "see there", "an interface of its own", remedy
                 )
@@ -438,11 +438,11 @@ def _of_paths(
                 )
                 found.append((name, int(link["mtu"] or 0), network["interface"], subnet))
                 largest = max(largest, (int(link["mtu"] or 0), name), key=lambda each: each[0])
-        for name, mtu, interface, _ in found:
+        for name, mtu, interface, __ in found:
             if mtu != largest[0]:
                 yield finding("mtu_differs", name, f"the MTU of {interface} is not that of {largest[1]} on the {purpose} network",
                               mtu, largest[0], f"Set the same MTU on all hosts: ip link set {interface} mtu {largest[0]}")  # fmt: skip
-        subnets = [(name, subnet) for name, _, _, subnet in found if subnet]
+        subnets = [(name, subnet) for name, __, __, subnet in found if subnet]
         for name, subnet in subnets[1:]:
             if subnet != subnets[0][1]:
                 yield finding("subnet_differs", name, f"its {purpose} address lies in another network than that of {subnets[0][0]}",

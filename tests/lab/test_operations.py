@@ -58,8 +58,8 @@ def test_certificates_and_ca_are_replaced_and_protection_goes_on(
                           quiet=True)  # fmt: skip
     known |= secrets(lab, *hosts)
     after = {host: certificate(lab, host) for host in hosts}
-    assert len({own for own, _ in after.values()} | {own for own, _ in before.values()}) == 6
-    assert {ca for _, ca in after.values()}.isdisjoint({ca for _, ca in before.values()})
+    assert len({own for own, __ in after.values()} | {own for own, __ in before.values()}) == 6
+    assert {ca for __, ca in after.values()}.isdisjoint({ca for __, ca in before.values()})
     assert len(known) >= 2 * 3 * 4 and [line for line in known if line in output] == []
     assert [lab.run(node, AGENT) for node in NODES] == agents, "an agent was restarted"
     now = status(lab, "node-a", guest.name)
@@ -69,7 +69,7 @@ def test_certificates_and_ca_are_replaced_and_protection_goes_on(
     lab.run("node-b", "systemctl restart kvmft-agent")
     wait_protected(lab, "node-a", guest.name)
     answers = answers_of(client)
-    assert [number for number, _, _ in answers] == list(range(answers[0][0], answers[0][0] + len(answers)))
+    assert [number for number, __, __ in answers] == list(range(answers[0][0], answers[0][0] + len(answers)))
 
 
 AGENT = "systemctl show --property=MainPID kvmft-agent"

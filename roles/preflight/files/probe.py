@@ -131,7 +131,7 @@ def operating_system():
     """ID and VERSION_ID of os-release(5)."""
     values = {}
     for line in (text("/etc/os-release") or text("/usr/lib/os-release")).splitlines():
-        name, _, value = line.partition("=")
+        name, __, value = line.partition("=")
         values[name] = value.strip("\"'")
     return {
         "id": values.get("ID", ""),

@@ -37,7 +37,7 @@ def ask(config, *path):
 def main(arguments):
     """Try it."""
     wheel, config = arguments[0], arguments[1] if len(arguments) > 1 else ""
-    installed, _ = ask("")
+    installed, __ = ask("")
     new, problem = ask(config, wheel)
     print(json.dumps({"installed": installed, "new": new, "problem": problem}))
     return 0

@@ -151,11 +151,11 @@ class Sandbox:
         ).splitlines()
         found: dict[str, str] = {}
         for line in lines:
-            path, _, what = line.partition("\t")
+            path, __, what = line.partition("\t")
             if what:
                 found[path] = what
             else:
-                digest, _, path = line.partition("  ")
+                digest, __, path = line.partition("  ")
                 found[path] = f"{found.get(path, '')} {digest}"
         return found
 

@@ -298,7 +298,7 @@ def test_real_hosts_are_looked_at_and_one_that_does_not_answer_is_a_finding(play
         play.host(name)["kvmft_arbiter"] = {"type": "file", "directory": "/proc"}
     play.inventory["kvmft_arbiter"]["hosts"] = {}
     play.host("node-b").update(ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
-    _, output = play.run()
+    __, output = play.run()
     print(output)
     report = json.loads(play.report.read_text())
     found = [(each["id"], each["host"]) for each in report["findings"]]

@@ -399,7 +399,7 @@ def test_ft_ports_answer_only_the_peers_and_only_on_the_ft_interface(rules: Path
                 ip("-n", far, "addr", "add", f"{subnet}.{last}/24", "dev", name)
             for each in (host_, far):
                 ip("-n", each, "link", "set", name, "up")
-        for _ in range(2):  # the second time it replaces its own table
+        for __ in range(2):  # the second time it replaces its own table
             subprocess.run(["ip", "netns", "exec", host_, "nft", "--file", str(rules)], check=True)
         # Nobody listens: what the rules let through is refused by the kernel, the rest is never answered.
         for port in (7410, 7411, 7499):

@@ -186,7 +186,7 @@ def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     cells = [(x, y) for each in panels for where in [each["gridPos"]]
              for x in range(where["x"], where["x"] + where["w"])
              for y in range(where["y"], where["y"] + where["h"])]  # fmt: skip
-    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+    assert len(cells) == len(set(cells)) and max(x for x, __ in cells) < 24
 
 
 def test_every_metric_of_the_rules_is_one_that_agents_serve(rules: Path, tmp_path: Path) -> None:

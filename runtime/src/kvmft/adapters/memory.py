@@ -166,7 +166,7 @@ class GuestMemory:
                 table = np.array([[0, start - block.hva, end - start]], dtype=np.uint64)
                 table, data = drop_zero_pages(table, memoryview(buffer))
                 position = 0
-                for _, offset, length in table.tolist():
+                for __, offset, length in table.tolist():
                     os.pwrite(descriptor, data[position : position + length], offset)
                     position += length
             kept.append((block, descriptor))
