@@ -225,11 +225,13 @@ def test_a_file_stops_the_drill_before_the_next_vm(
     assert vm(cluster, "dir1")["primary"] == "node-b" and vm(cluster, "db1")["primary"] == "node-a"
 
 
+@pytest.mark.parametrize("skip", [False, True])
 def test_a_test_drill_says_in_one_sentence_that_it_is_not_offered(
-    play: Play, cluster: dict[str, Host], services: dict[str, Service], tmp_path: Path
+    play: Play, cluster: dict[str, Host], services: dict[str, Service], tmp_path: Path, skip: bool
 ) -> None:
-    code, output = play("drill_test", kvmft_drill_groups=groups(services))
-    assert code == 2, output[-3000:]
+    code, output = play("drill_test", kvmft_drill_groups=groups(services), kvmft_drill_skip=skip)
+    assert code == (0 if skip else 2), output[-3000:]
+    assert ("NOT TESTED" in output) is skip
     assert "Test failovers are not offered by kvmft on node-b, so that nothing was tested and nothing was changed" in output
     assert _changed(output) == 0 and not (tmp_path / "drill-reports").exists()
     assert all(not agent.changes() for host in cluster.values() for agent in host.agents.values())
