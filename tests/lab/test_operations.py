@@ -102,6 +102,7 @@ def test_a_host_is_drained_and_returns(lab: Lab, guest: guests.Guest) -> None:
     client = ledger(lab, guest, 60, "drain")
     cli.playbook(lab, "drain_host", "-e", "host=node-a", quiet=True)
     assert status(lab, "node-b", guest.name)["state"] == "suspended"
+    assert json.loads(lab.run("node-a", "kvmft maintenance show --json"))["on"]
     until = time.monotonic() + 60
     while lab.run("node-a", "virsh list --name").split():
         assert time.monotonic() < until, "the standby is still there"
@@ -109,6 +110,7 @@ def test_a_host_is_drained_and_returns(lab: Lab, guest: guests.Guest) -> None:
     cli.playbook(lab, "drain_host", "-e", "host=node-a", "-e", "kvmft_drain_state=returned", "-e",
                  "kvmft_drain_back=true", quiet=True)  # fmt: skip
     wait_protected(lab, "node-a", guest.name)
+    assert not json.loads(lab.run("node-a", "kvmft maintenance show --json"))["on"]
     assert len(answers_of(client)) > 100
 
 

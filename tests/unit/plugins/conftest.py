@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from kvmft.agent.maintenance import Maintenance
 
+ROOT = Path(__file__).parents[3]
 
 HOSTS = ("node-a", "node-b", "node-c")
 ASKING = (
@@ -84,6 +85,7 @@ class FakeAgent:
         self.refusals: dict[str, dict[str, Any]] = {}
         self.raw: bytes | None = None
         self.version = "0.1.0"
+        self.maintenance = Maintenance(str(path.with_suffix(".maintenance")), host)
         self.probes = [{"probe": "kernel", "ok": True, "detail": "", "remedy": ""}]
 
     @property
@@ -130,7 +132,11 @@ class FakeAgent:
             case "vm_check":
                 return {"findings": []}
             case "host_info":
-                return {"host": self.host, "version": self.version, "peers": {}, "vms": []}
+                return {"host": self.host, "version": self.version, "peers": {}, "vms": [],
+                        "maintenance": self.maintenance.to_dict()}  # fmt: skip
+            case "host_maintenance":
+                changed = self.maintenance.change(args["on"], args.get("reason"), bool(args.get("check")))
+                return {"changed": changed, "maintenance": self.maintenance.to_dict()}
             case "doctor":
                 return self.probes
             case "events_cluster":
