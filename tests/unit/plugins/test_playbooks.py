@@ -73,7 +73,8 @@ def test_every_playbook_is_read_without_complaint(tmp_path: Path, collections: P
     groups = {group: {"hosts": {"node-a": None}} for group in
               ("kvmft_hosts", "kvmft_arbiter", "kvmft_observe")}  # fmt: skip
     (tmp_path / "inventory.json").write_text(json.dumps(groups))
-    paths = sorted(str(path) for path in (ROOT / "playbooks").glob("*.yml"))
+    # awx.yml needs the collection awx.awx; tests/release runs it.
+    paths = sorted(str(path) for path in (ROOT / "playbooks").glob("*.yml") if path.stem != "awx")
     assert len(paths) >= 8
     code, output = _ansible(tmp_path, collections, "-i", "inventory.json", "--syntax-check", *paths)
     assert code == 0 and "WARNING" not in output, output
