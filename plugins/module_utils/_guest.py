@@ -15,6 +15,8 @@ import xml.etree.ElementTree as ET
 
 URI = "qemu:///system"
 POLL = 0.2  # seconds between two looks at a command in the guest
+ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+"""QEMU's own default, in milliseconds (qapi/net.json, AnnounceParameters)."""
 
 
 class GuestError(Exception):
@@ -113,12 +115,17 @@ def bridge_changes(xml: str, bridges: dict[str, str]) -> list[dict[str, str]]:
 
 
 def plug(virsh: Virsh, name: str, change: dict[str, str]) -> None:
-    """Hang an interface of a running VM on another bridge, now and in its definition if it has one."""
+    """Hang an interface of a running VM on another bridge, now and in its definition if it has one.
+
+    QEMU then tells the network where the VM is: switches that are connected to both bridges would go on sending to the
+    old one, until their tables are forgotten (minutes).
+    """
     persistent = re.search(r"^Persistent:\s+yes", virsh.run("dominfo", name), re.MULTILINE)
     with tempfile.NamedTemporaryFile("w", suffix=".xml") as file:
         file.write(change["xml"])
         file.flush()
         virsh.run("update-device", name, file.name, "--live", *(["--config"] if persistent else []))
+    virsh.run("qemu-monitor-command", name, json.dumps({"execute": "announce-self", "arguments": ANNOUNCE}))
 
 
 def address_changes(

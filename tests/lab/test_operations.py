@@ -1,4 +1,4 @@
-"""Operating a pair while its guest is protected: certificates, an upgrade, a drained host.
+"""Operating a pair while its guest is protected: certificates, a drained host. Molecule has the upgrade.
 
 The tests build on one another, in this order, on one guest. Each asks the guest for something all the time.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import cli, guests
-from tests.lab.lab import ROOT, Lab
+from tests.lab.lab import Lab
 from tests.lab.test_protect import answers_of, ledger, status, wait_protected
 
 NODES = ("node-a", "node-b")
@@ -73,29 +72,6 @@ def test_certificates_and_ca_are_replaced_and_protection_goes_on(
 
 
 AGENT = "systemctl show --property=MainPID kvmft-agent"
-
-
-def test_an_upgrade_goes_host_by_host_and_the_guest_does_not_notice(
-    lab: Lab, guest: guests.Guest, tmp_path: Path
-) -> None:
-    source = tmp_path / "runtime"
-    subprocess.run(["cp", "-r", str(ROOT / "runtime"), str(source)], check=True)
-    init = source / "src" / "kvmft" / "__init__.py"
-    init.write_text(re.sub(r'(__version__.*= ")[^"]+', r"\g<1>0.1.99", init.read_text()))
-    agents = {node: lab.run(node, AGENT) for node in NODES}
-    client = ledger(lab, guest, 120, "upgrade")
-    output = cli.playbook(lab, "upgrade", "-e", f"kvmft_runtime_source={source}", "-e",
-                          f"kvmft_runtime_build_dir={tmp_path}", quiet=True)  # fmt: skip
-    for node in NODES:
-        assert json.loads(lab.run(node, "kvmft host --json"))["version"] == "0.1.99"
-        assert lab.run(node, AGENT) != agents[node]
-    restarts = [match.start() for match in re.finditer(r"RUNNING HANDLER.*Restart the agent", output)]
-    assert len(restarts) == 2, "the hosts were not treated one after the other"
-    assert status(lab, "node-a", guest.name)["state"] == "protected"
-    answers = answers_of(client)
-    assert len(answers) > 100
-    cli.playbook(lab, "site", "--tags", "runtime", quiet=True)  # back to this checkout's version
-    assert status(lab, "node-a", guest.name)["state"] == "protected"
 
 
 def test_a_host_is_drained_and_returns(lab: Lab, guest: guests.Guest) -> None:

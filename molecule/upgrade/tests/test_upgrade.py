@@ -32,3 +32,12 @@ def test_no_host_took_over_during_the_upgrade(host: Host) -> None:
     assert len(starts) >= 2, "the agent was not started anew"
     later = [line["event"] for line in lines if line["vm"] == VM and line["time"] > starts[-1]]
     assert "activated" not in later
+
+
+def test_the_second_host_waited_until_the_guest_was_protected_again(host: Host) -> None:
+    lines = [json.loads(line) for line in host.check_output("kvmft events --cluster --json").splitlines()]
+    starts = {line["host"]: line["at"] for line in lines if line["event"] == "agent_started"}
+    first, second = sorted(starts.values())
+    between = [line["data"]["state"] for line in lines
+               if (line["vm"], line["event"]) == (VM, "state") and first < line["at"] < second]  # fmt: skip
+    assert "protected" in between

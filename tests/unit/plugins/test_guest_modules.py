@@ -41,6 +41,8 @@ if words[0] == "dumpxml":
 if words[0] == "update-device":
     state["xml_given"] = open(words[2]).read()
     end()
+if words[0] == "qemu-monitor-command":
+    end()
 request = json.loads(words[2])
 if not state["agent"]:
     end(error="Guest agent is not responding: QEMU guest agent is not connected")
@@ -140,7 +142,7 @@ def test_interfaces_of_mapped_bridges_alone_are_moved() -> None:
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_an_interface_is_moved_in_the_definition_too_if_there_is_one(persistent: bool) -> None:
+def test_an_interface_is_moved_in_the_definition_too_if_there_is_one_and_announced(persistent: bool) -> None:
     asked = []
 
     class Virsh:
@@ -151,6 +153,7 @@ def test_an_interface_is_moved_in_the_definition_too_if_there_is_one(persistent:
     guest.plug(Virsh(), "db1", {"xml": "<interface/>"})
     assert asked[1][:2] == ("update-device", "db1")
     assert asked[1][3:] == (("--live", "--config") if persistent else ("--live",))
+    assert asked[2][:2] == ("qemu-monitor-command", "db1") and json.loads(asked[2][2])["execute"] == "announce-self"
 
 
 def test_a_bridge_that_does_not_exist_is_refused_before_anything(

@@ -566,13 +566,16 @@ class SecondaryWorker:
         self._runs = True
         carried = sum(self._put(index, packet) for index, packet in self._input)
         self._input.clear()
+        kind = KINDS.get(self.state[1], "unplanned")
+        # A primary that handed over closes its connections, too: that is no loss.
+        lost = self.lost_at and kind != "planned"
         self.link.event(
             "activated",
             f"runs from commit {self.machine.committed}",
             epoch=self.machine.committed,
             activation_ms=round((self._loading + done - begun) * 1000, 1),
-            since_loss_ms=round((done - self.lost_at) * 1000, 1) if self.lost_at else None,
-            kind=KINDS.get(self.state[1], "unplanned"),
+            since_loss_ms=round((done - self.lost_at) * 1000, 1) if lost else None,
+            kind=kind,
             carried_packets=carried,
         )
         self.link.event("output_open", "runs by right: its output goes out from here on, unheld")
