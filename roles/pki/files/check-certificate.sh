@@ -3,7 +3,8 @@
 # Arguments: FOLDER SECONDS NAMES. Exit code 0: yes; 10: no, and the reason on standard output.
 no() { echo "$1"; exit 10; }
 cd "$1" 2>/dev/null || no "there is none"
-[ -s host.pem ] && [ -s host.key ] || no "there is none"
+[ -s host.pem ] || no "there is none"
+[ -s host.key ] || no "there is none"
 # The first certificate in ca.pem is that of the CA that signs; others are trusted besides.
 openssl x509 -in ca.pem 2>/dev/null | openssl verify -CAfile /dev/stdin host.pem >/dev/null 2>&1 ||
     no "it is not of this CA, or has expired"
