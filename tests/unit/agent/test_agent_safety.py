@@ -159,6 +159,18 @@ def test_disable_typed_on_the_stale_host_keeps_it_from_starting(tmp_path):
     assert hook(a, tmp_path)
 
 
+@pytest.mark.parametrize("desired", ["enabled", "disabled"])
+def test_a_stale_vm_that_is_not_defined_any_more_is_forgotten_and_that_is_told(tmp_path, desired):
+    a = agent(tmp_path)
+    managed(a, role="stale", may_start=False, desired=desired)
+    a.host.running, a.host.is_defined = False, lambda vm: False
+    dry = asyncio.run(a._stop("v", "disabled", True))
+    assert dry["changed"] and "v" in a._vms and a.store.load("v")
+    done = asyncio.run(a._stop("v", "disabled", False))
+    assert done["changed"] and (done["status"]["state"], done["status"]["role"]) == ("disabled", "none")
+    assert "v" not in a._vms and hook(a, tmp_path) is None
+
+
 def test_disable_with_no_worker_but_a_shut_output_does_not_just_forget(tmp_path):
     """Agent restarted (or in back-off): the VM's output is shut, the peer may have won."""
     a = agent(tmp_path)

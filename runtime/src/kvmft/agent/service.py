@@ -311,20 +311,31 @@ class Agent:
         if known.state.role == "secondary":
             raise KvmftError("runs_elsewhere", f"VM {vm} runs on {known.state.peer}.",
                              f"Ask {known.state.peer}.")  # fmt: skip
-        if known.state.role == "stale" and await asyncio.to_thread(self.host.is_defined, vm):
+        if known.state.role == "stale" and (
+            desired == "suspended" or await asyncio.to_thread(self.host.is_defined, vm)
+        ):
             raise KvmftError(
                 "stale", f"What {self.config.host} has of VM {vm} is of the past; kvmft keeps it "
                 "from starting.",
                 f"Turn it off where it runs, probably {known.state.peer}. To forget it here, remove "
                 f"its definition first: virsh undefine {vm}.",
             )  # fmt: skip
+        if known.state.role == "stale":
+            return await self._forget_stale(known, check)
         changed = known.state.desired != desired
-        if changed and not check and known.state.role == "stale":
-            self.forget(known)
-        elif changed and not check:
+        if changed and not check:
             self.events.add(vm, desired, "asked by a person")
             await known.stop_protection(desired)
         return {"changed": changed, "status": await self._status(vm)}
+
+    async def _forget_stale(self, known: ManagedVm, check: bool) -> dict[str, Any]:
+        """Of a VM that libvirt does not have any more nothing could start from what is of the past."""
+        reason = "the VM is not defined here any more"
+        shown = {**await self._status(known.state.vm), "state": "disabled", "reason": reason,
+                 "desired": "disabled", "role": "none"}  # fmt: skip
+        if not check:
+            self.forget(known)
+        return {"changed": True, "status": shown}
 
     async def _failover(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
         known, mode = self._known(vm), str(args.get("mode") or "unplanned")
