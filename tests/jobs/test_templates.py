@@ -104,7 +104,7 @@ def launch(where: Place, folder: Path, template: dict[str, Any]) -> tuple[int, s
         env={**environment, "PATH": f"{release.BIN}:{environment['PATH']}"}, capture_output=True, text=True,
         timeout=JOB_SECONDS, check=False,
     )  # fmt: skip
-    shutil.rmtree(folder / "inventory" / "kvmft-pki", ignore_errors=True)  # a job's container is thrown away
+    shutil.rmtree(folder / "kvmft-pki", ignore_errors=True)  # a job's container is thrown away
     return done.returncode, done.stdout + done.stderr, folder / "artifacts" / ident
 
 
@@ -130,6 +130,7 @@ def test_the_job_ends_well_with_the_defaults_of_its_survey(where: Place, folder:
         assert NOT_TESTED in " ".join(output.split()), output[-5000:]
     secrets = [where.canary.read_text(), *where.lab.key.read_text().splitlines()[1:-1]]
     assert [secret for secret in secrets if secret in output] == []
+    assert [path.name for path in (folder / "inventory").iterdir()] == ["hosts.yml"], "it would be read as inventory"
     if name in SURVIVED:
         states = [json.loads(where.lab.run(host, f"kvmft status {GUEST.name} --json", check=False) or "{}")
                   for host in where.lab.servers]  # fmt: skip

@@ -25,7 +25,7 @@ NETWORKS = [
 SNAPSHOT = r"""
 find /etc /var/lib/kvmft /srv -printf '%p %M %U:%G %l\n' | grep -v -e /etc/.pwd.lock -e '^/etc/group' -e '^/etc/gshadow' | sort
 find /etc -type f ! -name 'group*' ! -name 'gshadow*' -exec md5sum {} + | sort -k 2
-getent group | sort; systemctl list-unit-files --no-legend --no-pager | sort; nft list ruleset
+getent group | sort; systemctl list-unit-files --no-legend --no-pager | grep -v transient | sort; nft list ruleset
 systemctl is-active systemd-networkd kvmft-firewall libvirtd
 ip -4 -o address show | sed -e 's/ *valid_lft.*//' -e 's/^[0-9]*: //' | sort
 for each in mgmt0 ft0 mig0 br0; do ip -o link show $each | grep -o 'mtu [0-9]*\|state [A-Z]*\|master [^ ]*'; done
@@ -113,7 +113,8 @@ def the_hook_stops_a_vm_that_kvmft_knows_and_no_other(server: Lab) -> None:
 
 def test_the_address_of_the_ssh_connection_is_known_also_behind_sudo(server: Lab) -> None:
     probe = (Path(__file__).parents[2] / "roles/preflight/files/probe.py").read_text()
-    for way in ("python3 - --links", "env -i PATH=/usr/bin:/usr/sbin setsid --wait python3 - --links"):
+    # Ansible's own command ends with `&& sleep 0`, so that a shell that sshd started is still there.
+    for way in ("python3 - --links", "env -i PATH=/usr/bin:/usr/sbin setsid --wait python3 - --links && sleep 0"):
         done = subprocess.run([*server.ssh_command("node-a"), way], input=probe, text=True, check=True,
                               capture_output=True, timeout=60)  # fmt: skip
         assert json.loads(done.stdout)["connection"] == server.address("node-a")
