@@ -50,7 +50,7 @@ def where() -> Place:
     molecule.site(found)
     molecule.guest(found)
     for host in found.lab.servers:
-        found.lab.run(host, f"kvmft disable {GUEST.name}", check=False)
+        found.lab.run(host, f"kvmft maintenance off; kvmft disable {GUEST.name}", check=False)
     # The machine of the group kvmft_observe has a Prometheus.
     found.lab.run("witness", "mkdir -p /etc/prometheus")
     return found
