@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.lab import molecule, release
+from tests.lab import guests, molecule, release, snapshot
 from tests.lab.lab import ROOT
 from tests.lab.molecule import GUEST, Place
 
@@ -39,7 +40,16 @@ SURVIVED = {
     "kvmft rotate certificates": "protected", "kvmft disable": "disabled",
 }  # fmt: skip
 """The state of the VM after these jobs."""
+MOVES = ("kvmft drill planned", "kvmft drill unplanned", "kvmft drain host")
+"""The jobs after which the VM may run on another host."""
 NOT_TESTED = "NOT TESTED. Test failovers are not offered by kvmft on "
+
+
+OURS = re.compile(
+    r"(etc/libvirt/(qemu|secrets|storage|nwfilter)|var/lib/libvirt|srv|root|opt/guests|etc/prometheus"
+    r"|etc/(hosts|fstab|resolv.conf))(/|$)"
+)
+"""What the guest, the scenarios and the fixtures here have left."""
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +125,14 @@ def forget_old_definitions(where: Place) -> None:
             where.lab.run(host, f"virsh undefine {GUEST.name}", check=False)
 
 
+def qemu(where: Place) -> tuple[str, str]:
+    """The host that runs the VM, and the process that it is there."""
+    pids = {host: where.lab.run(host, f"cat /run/libvirt/qemu/{GUEST.name}.pid", check=False)
+            for host in where.lab.servers if GUEST.name in where.lab.run(host, "virsh list --state-running --name").split()}  # fmt: skip
+    (found,) = pids.items()
+    return found
+
+
 def test_every_template_is_run() -> None:
     assert sorted(ORDER) == sorted(TEMPLATES)
 
@@ -123,6 +141,7 @@ def test_every_template_is_run() -> None:
 def test_the_job_ends_well_with_the_defaults_of_its_survey(where: Place, folder: Path, name: str) -> None:
     if name == "kvmft uninstall":
         forget_old_definitions(where)
+    runs_on, pid = qemu(where)
     code, output, artifacts = launch(where, folder, TEMPLATES[name])
     assert code == 0, output[-5000:]
     assert (artifacts / "status").read_text() == "successful"
@@ -135,3 +154,16 @@ def test_the_job_ends_well_with_the_defaults_of_its_survey(where: Place, folder:
         states = [json.loads(where.lab.run(host, f"kvmft status {GUEST.name} --json", check=False) or "{}")
                   for host in where.lab.servers]  # fmt: skip
         assert SURVIVED[name] in [state.get("state") for state in states]
+    if name not in MOVES:
+        assert qemu(where) == (runs_on, pid), "the VM was restarted, or went elsewhere"
+
+
+def test_after_uninstall_the_servers_are_as_they_were(where: Place, folder: Path) -> None:
+    code, output, __ = launch(where, folder, TEMPLATES["kvmft uninstall"])
+    assert code == 0 and set(re.findall(r"changed=(\d+)", output)) == {"0"}, output[-5000:]
+    guests.wait_up(where.lab, GUEST)
+    for server, before in json.loads(where.before.read_text()).items():
+        # Images are left and named, because a VM may run from its replica.
+        where.lab.run(server, "rm -rf /var/lib/kvmft/images")
+        found = snapshot.differences(where.lab, server, before, snapshot.take(where.lab, server))
+        assert [line for line in found if OURS.match(line) is None] == [], server

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import cli, guests, snapshot
+from tests.lab import cli, guests
 from tests.lab.lab import Lab
 
-BEFORE: dict[str, snapshot.Snapshot] = {}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The test that takes everything from the lab's servers comes last."""
-    items.sort(key=lambda item: "test_uninstall.py" in item.nodeid)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two lanes, each with labs of its own: ci becomes ci0 and ci1.
+    os.environ["KVMFT_LAB"] = os.environ.get("KVMFT_LAB", "test") + os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +22,6 @@ def lab() -> Iterator[Lab]:
     made.down()
     try:
         made.up()
-        BEFORE.update({host: snapshot.take(made, host) for host in made.hosts})
         cli.site(made, quiet=True)
         yield made
     finally:
@@ -39,9 +35,3 @@ def quick(lab: Lab) -> guests.Guest:
     guests.start(lab, "node-a", guests.QUICK)
     guests.wait_up(lab, guests.QUICK)
     return guests.QUICK
-
-
-@pytest.fixture(scope="session")
-def before_site(lab: Lab) -> dict[str, snapshot.Snapshot]:
-    """What the lab's servers were before site.yml ran."""
-    return BEFORE

@@ -321,6 +321,8 @@ class Lab:
             "all": {
                 "vars": {
                     "ansible_user": "root",
+                    # Labs of other checkouts build theirs at the same time.
+                    "kvmft_runtime_build_dir": str(ROOT / "build" / "wheel"),
                     "ansible_ssh_private_key_file": str(self.key),
                     "ansible_ssh_common_args": "-o StrictHostKeyChecking=no "
                     "-o UserKnownHostsFile=/dev/null",

@@ -9,6 +9,7 @@ from build/molecule/NAME/collections.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from tests.lab import cli, guests, release
+from tests.lab import cli, guests, release, snapshot
 from tests.lab.lab import ROOT, Lab
 
 SCENARIOS = ("default", "preflight_failures", "pair", "failover", "upgrade")
@@ -61,6 +62,11 @@ class Place:
         return self.folder / "canary"
 
     @property
+    def before(self) -> Path:
+        """What the servers were before anything was set up on them: a snapshot per server."""
+        return self.folder / "before.json"
+
+    @property
     def site_log(self) -> Path:
         """What the scenario `pair` logged with -vvv."""
         return self.folder / "site.log"
@@ -97,6 +103,8 @@ def create(where: Place) -> None:
     where.folder.mkdir(parents=True, exist_ok=True)
     if not where.collections.exists():
         release.install(release.build(where.folder / "tarball"), where.collections)
+    if not where.before.exists():
+        where.before.write_text(json.dumps({host: snapshot.take(where.lab, host) for host in where.lab.hosts}))
     plant_canary(where)
     where.inventory.write_text(yaml.safe_dump(inventory(where.lab), sort_keys=False))
 
@@ -129,7 +137,7 @@ def destroy(where: Place) -> None:
     where.lab.down()
     for path in (where.collections, where.folder / "tarball"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (where.inventory, where.canary, where.stop):
+    for path in (where.inventory, where.canary, where.before, where.stop):
         path.unlink(missing_ok=True)
 
 

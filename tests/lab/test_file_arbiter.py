@@ -15,7 +15,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from tests.lab import cli, guests
+from tests.lab import guests
 from tests.lab.lab import ROOT, Lab
 from tests.lab.mounts import share
 from tests.lab.test_protect import answers_of, ledger, status, wait_protected
@@ -36,7 +36,6 @@ def shared() -> Iterator[Lab]:
         inventory["all"]["children"]["kvmft_arbiter"] = {"hosts": {}}
         lab.inventory = lab.inventory.with_name("file-arbiter.yml")
         lab.inventory.write_text(yaml.safe_dump(inventory))
-        cli.build_wheel()
         yield lab
     finally:
         if "KVMFT_KEEP" not in os.environ:
