@@ -201,7 +201,7 @@ def _receipts(vm: dict[str, t.Any]) -> str:
         said = {True: '<span class="good">won</span>', False: '<span class="bad">not won</span>'}.get(each["won"], "")
         nonce = f"<code>{_t(each['nonce'])}</code>" if each["nonce"] else ""
         rows.append(
-            f'<tr><td class="num">{moment(each["at_ms"])}</td><td>{_t(each["host"])}</td>'
+            f'<tr><td class="num">{moment(each["at_ms"])}</td><td class="nowrap">{_t(each["host"])}</td>'
             f'<td class="nowrap">{_t(each["event"].replace("_", " "))} {said}</td><td class="nowrap">{_t(change)}</td>'
             f'<td>{nonce}</td><td class="any">{_t(each["reason"])}</td></tr>'
         )

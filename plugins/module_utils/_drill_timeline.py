@@ -7,7 +7,8 @@ import typing as t
 
 STATES = ("protected", "failing_over", "running", "off")
 """`running` is without protection: after a failover, or while a new secondary is synced."""
-LOSSES = ("primary_lost", "failover_asked", "vm_died")
+LOSSES = ("primary_lost", "failover_asked")
+"""Said by the standby of a protected VM."""
 RECEIPTS = ("claim", "claim_sent", "verdict")
 _UNPROTECTED = ("need_secondary", "starting", "suspended")
 
@@ -54,7 +55,7 @@ def _after(event: dict[str, t.Any], state: str, host: str) -> tuple[str, str]:
     name, data, told_by = event.get("event"), event.get("data") or {}, str(event.get("host"))
     if name == "activated":
         return "running", told_by
-    if name in LOSSES:
+    if (name in LOSSES and state == "protected") or (name == "vm_died" and told_by == host):
         return "failing_over", host
     if name != "state":
         return state, host

@@ -11,7 +11,7 @@ import pytest
 from kvmft.agent.events import EventLog
 from kvmft.agent.history import merge
 from kvmft.cli import story
-from tests.pair.harness import Pair, Worker
+from tests.pair.harness import Pair, Worker, wait_for
 
 
 def logs_of(directory: Path, workers: dict[str, list[Worker]]) -> dict[str, EventLog]:
@@ -84,6 +84,9 @@ def test_a_planned_switchover_is_told(pair: Pair, tmp_path: Path) -> None:
     told = incidents(tmp_path / "logs", {"node-a": [primary], "node-b": [secondary]})[-1]
     assert (told.kind, told.lacking()) == ("switchover", ["protected"])
     primary.send(cmd="release")
+    primary.wait(msg="event", event="vm_killed")
+    wait_for("the worker's end", lambda: primary.process.poll() is not None)
+    assert primary.find(msg="event", event="vm_died") is None, "a handover is told as a loss"
 
 
 DIES_IN_A_CHECKPOINT = """

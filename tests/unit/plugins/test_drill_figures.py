@@ -125,6 +125,10 @@ def test_what_a_standby_says_is_not_the_vms_state() -> None:
             event(4.5, "node-a", "state", state="fenced", role="primary"),
             event(4.6, "node-a", "state", state="need_secondary", role="primary")]  # fmt: skip
     assert shown(left)[-1] == ("running", "node-b", 4.11, 20.0)
+    # What has become a standby, or is going to be one, loses no VM that runs elsewhere.
+    ended = [event(4.5, "node-a", "vm_died"), event(4.6, "node-a", "primary_lost")]
+    assert shown([*left, *ended])[-1] == ("running", "node-b", 4.11, 20.0)
+    assert shown([*left, event(4.7, "node-b", "vm_died")])[-1] == ("failing_over", "node-b", 4.7, 20.0)
 
 
 def test_a_lost_secondary_is_seen_too_and_events_of_other_times_are_not() -> None:

@@ -776,6 +776,7 @@ class PrimaryWorker:
         self.held.clear()
         self.link.event("vm_killed", f"QEMU is killed here; {packets} held packets are thrown away",
                         packets=packets)  # fmt: skip
+        self._vm_died = True  # by our hand: its end is nobody's loss, and is not told as one
         self._unwatch_qemu()
         signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
