@@ -1,6 +1,6 @@
 """`kvmft hook`: libvirt asks before it starts a VM; what is of the past never starts (I5).
 
-libvirt calls /etc/libvirt/hooks/qemu with the VM's name, an operation and a sub-operation. Only
+libvirt calls /etc/libvirt/hooks/qemu.d/kvmft with the VM's name, an operation and a sub-operation. Only
 files are read here: a hook that called libvirt would wait for itself.
 """
 
