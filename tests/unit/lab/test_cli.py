@@ -43,7 +43,7 @@ def test_the_release_is_tested_here_whatever_the_servers_are(monkeypatch: pytest
     monkeypatch.setattr(container, "run", lambda *_: 1)
     monkeypatch.setattr(cli, "pytest", lambda *paths: ran.extend(paths) or 0)
     assert cli.run_stage("release", "13") == 0
-    assert ran == ["tests/release"]
+    assert ran == [*cli.SIDE_BY_SIDE, "tests/release"]
 
 
 def test_molecules_arguments_go_to_it_as_they_are() -> None:
