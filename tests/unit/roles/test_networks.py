@@ -246,6 +246,7 @@ class Machine:
         script = (
             f"mount --bind {self.etc} /etc/systemd/network; mount -t tmpfs none /run/systemd/network; "
             "mkdir -p /run/systemd/netif; mount -t tmpfs -o mode=0755 none /run/systemd/netif; "
+            "! getent passwd systemd-network || chown systemd-network: /run/systemd/netif; "
             "mount -o remount,bind,ro /sys; "
             f"exec env SYSTEMD_LOG_LEVEL=info SYSTEMD_LOG_TARGET=console {NETWORKD}"
         )
