@@ -201,16 +201,20 @@ from ansible_collections.kvmft.core.plugins.module_utils._control import Control
 POLL = 0.25  # seconds between two looks at the status
 
 
-def _wait(control: Control, params: dict[str, t.Any]) -> tuple[dict[str, t.Any], bool]:
-    """The last status, and whether it is as asked for, after at most `timeout` seconds."""
+def _wait(
+    control: Control, params: dict[str, t.Any], status: dict[str, t.Any]
+) -> tuple[dict[str, t.Any], bool]:
+    """The last status, and whether it is as asked for, after at most `timeout` seconds.
+
+    `status` is that of the request: of a VM that is not there any more, and is forgotten, no other can be had.
+    """
     until = time.monotonic() + params["timeout"]
-    while True:
-        status = control.ask("vm_status", vm=params["name"])
-        if _desired.reached(status, params["state"], params["secondary"]):
-            return status, True
+    while not _desired.reached(status, params["state"], params["secondary"]):
         if _desired.hopeless(status) or time.monotonic() >= until:
             return status, False
         time.sleep(POLL)
+        status = control.ask("vm_status", vm=params["name"])
+    return status, True
 
 
 def run(module: AnsibleModule, control: Control) -> None:
@@ -231,7 +235,7 @@ def run(module: AnsibleModule, control: Control) -> None:
         status = control.ask(op, vm=name, check=module.check_mode, **args)["status"]
     done = True
     if params["wait"] and not module.check_mode:
-        status, done = _wait(control, params)
+        status, done = _wait(control, params, status)
     result.update(_desired.outcome(status))
     if not done:
         module.fail_json(

@@ -101,6 +101,24 @@ def test_a_vm_that_is_off_is_enabled_without_a_wait(
         assert gone["changed"] is changed and agent.vm["desired"] == "disabled"
 
 
+def test_a_vm_that_is_forgotten_with_the_request_is_not_asked_for_again(
+    agent: FakeAgent, module: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a host whose definition of a VM that runs elsewhere was removed."""
+    module("ft_vm", name="db1")
+    answer = agent.answer
+
+    def forgets(op: str, args: dict[str, Any]) -> dict[str, Any]:
+        given = answer(op, args)
+        if op == "vm_disable" and not args.get("check"):
+            agent.refusals["vm_status"] = {"code": "vm_not_found", "message": "VM db1 does not exist.", "remedy": ""}
+        return given
+
+    monkeypatch.setattr(agent, "answer", forgets)
+    gone = module("ft_vm", name="db1", state="disabled", timeout=1)
+    assert gone["changed"] and gone["status"]["state"] == "disabled", gone
+
+
 def test_a_vm_that_ended_and_may_be_taken_over_does_not_count_as_off(
     agent: FakeAgent, module: Run
 ) -> None:
