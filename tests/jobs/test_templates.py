@@ -47,7 +47,7 @@ NOT_TESTED = "NOT TESTED. Test failovers are not offered by kvmft on "
 
 OURS = re.compile(
     r"(etc/libvirt/(qemu|secrets|storage|nwfilter)|var/lib/libvirt|srv|root|opt/guests|etc/prometheus"
-    r"|etc/(hosts|fstab|resolv.conf))(/|$)"
+    r"|etc/(hosts|fstab|resolv.conf))(/|:)"
 )
 """What the guest, the scenarios and the fixtures here have left."""
 
