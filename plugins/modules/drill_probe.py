@@ -98,7 +98,7 @@ from ansible_collections.kvmft.core.plugins.module_utils._drill_watch import Wat
 STOP = "stop"
 BEFORE_SILENCE = 3.0  # seconds before a silence whose markers are read back: a failover takes the newest
 MOST_READ = 2000  # markers that are read back at most, the newest ones
-VERIFY_SECONDS = 30.0
+VERIFY_SECONDS = 120.0  # for reading all of them back: a VM that is busy answers slowly
 VERIFY_TIMEOUT = 5.0
 
 
