@@ -43,8 +43,6 @@ SURVIVED = {
 MOVES = ("kvmft drill planned", "kvmft drill unplanned", "kvmft drain host")
 """The jobs after which the VM may run on another host."""
 NOT_TESTED = "NOT TESTED. Test failovers are not offered by kvmft on "
-
-
 OURS = re.compile(
     r"(etc/libvirt/(qemu|secrets|storage|nwfilter)|var/lib/libvirt|srv|root|opt/guests|etc/prometheus"
     r"|etc/(hosts|fstab|resolv.conf))(/|:)"

@@ -311,28 +311,26 @@ class Agent:
         if known.state.role == "secondary":
             raise KvmftError("runs_elsewhere", f"VM {vm} runs on {known.state.peer}.",
                              f"Ask {known.state.peer}.")  # fmt: skip
-        if known.state.role == "stale" and (
-            desired == "suspended" or await asyncio.to_thread(self.host.is_defined, vm)
-        ):
-            raise KvmftError(
-                "stale", f"What {self.config.host} has of VM {vm} is of the past; kvmft keeps it "
-                "from starting.",
-                f"Turn it off where it runs, probably {known.state.peer}. To forget it here, remove "
-                f"its definition first: virsh undefine {vm}.",
-            )  # fmt: skip
         if known.state.role == "stale":
-            return await self._forget_stale(known, check)
+            return await self._forget_stale(known, desired, check)
         changed = known.state.desired != desired
         if changed and not check:
             self.events.add(vm, desired, "asked by a person")
             await known.stop_protection(desired)
         return {"changed": changed, "status": await self._status(vm)}
 
-    async def _forget_stale(self, known: ManagedVm, check: bool) -> dict[str, Any]:
+    async def _forget_stale(self, known: ManagedVm, desired: str, check: bool) -> dict[str, Any]:
         """Of a VM that libvirt does not have any more nothing could start from what is of the past."""
-        reason = "the VM is not defined here any more"
-        shown = {**await self._status(known.state.vm), "state": "disabled", "reason": reason,
-                 "desired": "disabled", "role": "none"}  # fmt: skip
+        vm = known.state.vm
+        if desired == "suspended" or await asyncio.to_thread(self.host.is_defined, vm):
+            raise KvmftError(
+                "stale", f"What {self.config.host} has of VM {vm} is of the past; kvmft keeps it "
+                "from starting.",
+                f"Turn it off where it runs, probably {known.state.peer}. To forget it here, remove "
+                f"its definition first: virsh undefine {vm}.",
+            )  # fmt: skip
+        shown = {**await self._status(vm), "state": "disabled", "desired": "disabled", "role": "none",
+                 "reason": "the VM is not defined here any more"}  # fmt: skip
         if not check:
             self.forget(known)
         return {"changed": True, "status": shown}
