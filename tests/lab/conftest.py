@@ -15,6 +15,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["KVMFT_LAB"] = os.environ.get("KVMFT_LAB", "test") + os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that takes everything from the lab's servers comes last."""
+    items.sort(key=lambda item: "test_uninstall.py" in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Servers on which site.yml has run. KVMFT_KEEP=1 leaves them up for a look."""
