@@ -15,6 +15,9 @@ import xml.etree.ElementTree as ET
 
 URI = "qemu:///system"
 POLL = 0.2  # seconds between two looks at a command in the guest
+STANDSTILL = 10.0  # seconds that a VM may be found paused before that is no checkpoint any more
+STANDSTILL_POLL = 0.03
+NOT_RUNNING = "domain is not running"  # what libvirt says of a paused one too
 ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
 """QEMU's own default, in milliseconds (qapi/net.json, AnnounceParameters)."""
 
@@ -53,17 +56,28 @@ class Agent:
         self._name = name
 
     def ask(self, command: str, **arguments: t.Any) -> t.Any:
-        """The answer to one command."""
+        """The answer to one command.
+
+        libvirt refuses, before it sends anything, while the VM is paused; each checkpoint pauses it for a moment.
+        """
         request = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
         timeout = str(max(1, int(self._virsh.timeout)))
-        try:
-            said = self._virsh.run("qemu-agent-command", self._name, request, "--timeout", timeout)
-        except GuestError as error:
-            raise GuestError(
-                f"The guest agent of VM {self._name} did not answer {command}: {error}. Install qemu-guest-agent in the "
-                "guest, and give the VM the channel org.qemu.guest_agent.0."
-            ) from error
-        return json.loads(said)["return"]
+        until = time.monotonic() + STANDSTILL
+        while True:
+            try:
+                said = self._virsh.run("qemu-agent-command", self._name, request, "--timeout", timeout)
+                return json.loads(said)["return"]
+            except GuestError as error:
+                if NOT_RUNNING in str(error) and time.monotonic() < until and self._alive():
+                    time.sleep(STANDSTILL_POLL)
+                    continue
+                raise GuestError(
+                    f"The guest agent of VM {self._name} did not answer {command}: {error}. Install qemu-guest-agent in "
+                    "the guest, and give the VM the channel org.qemu.guest_agent.0."
+                ) from error
+
+    def _alive(self) -> bool:
+        return self._virsh.run("domstate", self._name).strip() in ("paused", "running")
 
     def execute(self, command: list[str], timeout: float) -> tuple[int, str, str]:
         """Run a program in the guest; its exit code (minus a signal), output and errors."""

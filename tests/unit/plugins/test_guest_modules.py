@@ -99,6 +99,32 @@ def test_without_an_agent_it_says_what_to_install(local: Run, virsh: Callable[..
         assert found["failed"] and "Install qemu-guest-agent" in found["msg"]
 
 
+@pytest.mark.parametrize("state", ["paused", "running", "shut off"])
+def test_a_checkpoint_in_the_way_is_waited_for_but_a_vm_that_is_off_is_not(state: str) -> None:
+    refusals = [guest.GuestError("Requested operation is not valid: domain is not running")] * 3
+    asked = []
+
+    class Virsh:
+        timeout = 30.0
+
+        def run(self, *words: str) -> str:
+            asked.append(words[0])
+            if words[0] == "domstate":
+                return f"{state}\n"
+            if refusals:
+                raise refusals.pop()
+            return '{"return": {"pid": 7}}'
+
+    agent = guest.Agent(Virsh(), "db1")
+    if state == "shut off":
+        with pytest.raises(guest.GuestError, match="did not answer guest-exec: .* domain is not running"):
+            agent.ask("guest-exec")
+        assert asked == ["qemu-agent-command", "domstate"]
+    else:
+        assert agent.ask("guest-exec") == {"pid": 7}
+        assert asked.count("qemu-agent-command") == 4
+
+
 def test_addresses_are_changed_once(local: Run, virsh: Callable[..., Any], tmp_path: Path) -> None:
     given = {"name": "db1", "addresses": [{"mac": "52:54:00:00:00:01", "address": "198.51.100.8/24", "gateway": "198.51.100.1"}]}
     wanted = ["ip address add 198.51.100.8/24 dev eth0", "ip address del 192.0.2.8/24 dev eth0",
