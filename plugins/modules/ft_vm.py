@@ -53,10 +53,18 @@ options:
     type: dict
     suboptions:
       interval_ms:
-        description: Longest time between two checkpoints.
+        description: Longest time between two checkpoints, kept while no output of the VM waits for one.
         type: float
       min_interval_ms:
-        description: Shortest time between two checkpoints.
+        description: Shortest time that the VM runs between two checkpoints while its output waits for one.
+        type: float
+      max_added_latency_ms:
+        description:
+          - How long output may wait for its checkpoint. A VM that changes much memory is given shorter intervals for it.
+          - If it cannot be kept, RV(status.objective_missed) says why.
+        type: float
+      max_pause_share:
+        description: Most of the time that the VM may stand still for checkpoints, between V(0.01) and V(0.9).
         type: float
       detection_ms:
         description: Silence after which the other side counts as lost.
@@ -100,11 +108,12 @@ EXAMPLES = r"""
     name: db1
     state: enabled
 
-- name: Tune the interval
+- name: Tune how long output may wait, and how much of the time the VM may stand still
   kvmft.core.ft_vm:
     name: db1
     options:
-      interval_ms: 10
+      max_added_latency_ms: 20
+      max_pause_share: 0.3
 
 - name: Keep it on three hosts of many, with the secondary on node-c; moves it there if it is elsewhere
   kvmft.core.ft_vm:
@@ -261,6 +270,8 @@ def main() -> None:
                 "options": {
                     "interval_ms": {"type": "float"},
                     "min_interval_ms": {"type": "float"},
+                    "max_added_latency_ms": {"type": "float"},
+                    "max_pause_share": {"type": "float"},
                     "detection_ms": {"type": "float"},
                     "hold_bound_ms": {"type": "float"},
                     "agent_grace_ms": {"type": "float"},

@@ -88,6 +88,9 @@ vms:
     interval_ms:
       description: Time in milliseconds between two checkpoints, the median of the last ones.
       type: float
+    objective_missed:
+      description: Why output waits longer than C(max_added_latency_ms), in a sentence; null when it does not.
+      type: str
     last_commit_age_ms:
       description: Time in milliseconds since the last commit.
       type: float

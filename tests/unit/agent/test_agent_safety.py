@@ -370,7 +370,7 @@ def test_an_event_after_a_torn_line_is_not_lost(tmp_path):
         {"ft_port": 7450},
         {"intervall": 3},
         {"peers": {"b": BASE["peers"]["b"], "c": BASE["peers"]["b"]}},
-        {"defaults": {"min_interval_ms": 100}},
+        {"defaults": {"min_interval_ms": 1000}},
     ],
     ids=str,
 )

@@ -39,7 +39,7 @@ def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
 
 def test_a_good_configuration_is_read_with_defaults() -> None:
     config = parse(GOOD)
-    assert config.options["detection_ms"] == 500 and config.options["interval_ms"] == 20
+    assert config.options["detection_ms"] == 500 and config.options["interval_ms"] == 500
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_each_kind_of_arbiter_is_read(section: dict[str, Any]) -> None:
     assert parse({**GOOD, "arbiter": section}).arbiter == section
 
 
-@pytest.mark.parametrize("value", [{"interval_ms": True}, {"interval_ms": "20"}, {"x": 1}, [1]])
+@pytest.mark.parametrize("value", [{"interval_ms": True}, {"interval_ms": "20"}, {"max_pause_share": 1}, {"max_pause_share": 0}, {"x": 1}, [1]])
 def test_options_of_a_vm_are_checked_too(value: object) -> None:
     with pytest.raises(KvmftError, match="options"):
         check_options(value, "options")

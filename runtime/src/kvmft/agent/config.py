@@ -11,14 +11,22 @@ from kvmft.adapters.ftlog import TlsFiles
 from kvmft.errors import KvmftError
 
 DEFAULT_PATH = "/etc/kvmft/kvmft.yml"
-DEFAULTS = {
-    "interval_ms": 20,
+DEFAULTS: dict[str, float] = {
+    "interval_ms": 500,
     "min_interval_ms": 4,
+    "max_added_latency_ms": 100,
+    "max_pause_share": 0.5,
     "detection_ms": 300,
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
     "sync_mib_s": 0,
 }
+UNITS: dict[str, tuple[str, float, float]] = {
+    "sync_mib_s": ("MiB/s", 0, 600_000),
+    "max_pause_share": ("the time, a share of 1", 0.01, 0.9),
+}
+"""Unit, least and most of options that are no milliseconds."""
+MILLISECONDS = ("milliseconds", 1, 600_000)
 KEYS = (
     "cluster_id", "host", "storage_pool", "addresses", "peers", "ft_port", "ft_log_ports", "tls",
     "arbiter", "defaults", "metrics",
@@ -30,7 +38,8 @@ NETWORKS = ("management", "ft", "migration")
 @dataclass(frozen=True)
 class Config:
     """The agent's configuration. `options` are the defaults of ft_vm's options: times in
-    milliseconds, and `sync_mib_s`, the bound of a sync in MiB per second (0: none).
+    milliseconds, `sync_mib_s`, the bound of a sync in MiB per second (0: none), and
+    `max_pause_share`, the most of the time that a VM stands still.
     `metrics_port` None: no metrics are served."""
 
     cluster_id: str
@@ -97,17 +106,17 @@ def _metrics(value: Any, management: str) -> tuple[str, int | None]:
 
 
 def check_options(value: Any, path: str) -> dict[str, float]:
-    """Validate options of a VM: known names, and numbers of milliseconds (`sync_mib_s`: MiB/s)."""
+    """Validate options of a VM: known names, and numbers in their units."""
     if not isinstance(value, dict):
         raise _wrong(path, value, "a mapping")
     for name, number in value.items():
         if name not in DEFAULTS:
             raise _wrong(f"{path}.{name}", number, f"one of the options {', '.join(DEFAULTS)}")
-        unit, least = ("MiB/s", 0) if name == "sync_mib_s" else ("milliseconds", 1)
+        unit, least, most = UNITS.get(name, MILLISECONDS)
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise _wrong(f"{path}.{name}", number, f"a number of {unit}")
-        if not least <= number <= 600_000:
-            raise _wrong(f"{path}.{name}", number, f"between {least} and 600000 {unit}")
+        if not least <= number <= most:
+            raise _wrong(f"{path}.{name}", number, f"between {least} and {most} {unit}")
     return dict(value)
 
 

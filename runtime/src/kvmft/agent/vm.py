@@ -55,7 +55,7 @@ HARDWARE_EVERY = 2.0
 FIGURES = (
     "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
     "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
-    "sync", "commit_ms",
+    "sync", "commit_ms", "objective_missed",
 )  # fmt: skip
 
 

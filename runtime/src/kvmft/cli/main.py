@@ -13,6 +13,13 @@ from kvmft.cli import watch
 from kvmft.cli.client import SOCKET, ask
 from kvmft.errors import KvmftError
 
+PACE = {
+    "interval_ms": "longest time between two checkpoints, in milliseconds",
+    "max_added_latency_ms": "how long output may wait for its checkpoint",
+    "max_pause_share": "most of the time that the VM may stand still: 0.5 is half of it",
+}
+"""Options of a VM that can be given here."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -38,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--secondary", help="host of the secondary")
         added.add_argument("--allowed-host", action="append", metavar="HOST",
                            help="a host on which the secondary may be (repeat it; default: all)")  # fmt: skip
-        added.add_argument("--interval-ms", type=float, help="longest epoch in milliseconds")
+        for name, what in PACE.items():
+            added.add_argument(f"--{name.replace('_', '-')}", type=float, help=what)
         added.add_argument("--wait", type=float, metavar="SECONDS", default=0,
                            help="wait for `protected` at most so long")  # fmt: skip
     verb("disable", "turn fault tolerance off")
@@ -104,6 +112,8 @@ def render_status(status: dict[str, Any]) -> str:
         f"arbiter {_arbiter(arbiter)}   "
         f"accelerator {_figure(status.get('accelerator'))}",
     ]
+    if status.get("objective_missed"):
+        lines.append(f"  {status['objective_missed']}")
     return "\n".join(lines)
 
 
@@ -126,8 +136,9 @@ def _change(options: argparse.Namespace) -> int:
     if options.verb in ("enable", "resume"):
         args["secondary"] = options.secondary
         args["allowed_hosts"] = options.allowed_host
-        if options.interval_ms is not None:
-            args["options"] = {"interval_ms": options.interval_ms}
+        given = {name: getattr(options, name) for name in PACE if getattr(options, name) is not None}
+        if given:
+            args["options"] = given
     if options.verb == "failover":
         args |= {"mode": options.mode, "target": options.target}
     op = f"vm_{options.verb}"

@@ -74,10 +74,11 @@ class HoldInstalled:
 
 @dataclass(frozen=True)
 class Captured:
-    """Checkpoint `epoch` was taken and handed to the FT log; the VM runs again."""
+    """Checkpoint `epoch` of `size` bytes was taken and handed to the FT log; the VM runs again."""
 
     epoch: int
     pause: float
+    size: int = 0
 
 
 @dataclass(frozen=True)

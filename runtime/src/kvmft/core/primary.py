@@ -59,6 +59,7 @@ from kvmft.core.events import (
     WakeAt,
     Welcomed,
 )
+from kvmft.core.pacing import Pace, Pacer
 
 
 class Phase(Enum):
@@ -90,19 +91,11 @@ class Pairing(Enum):
 class Tuning:
     """Times in seconds, sizes in bytes."""
 
-    interval: float = 0.020
-    min_interval: float = 0.004
+    pace: Pace = Pace()
     hold_bound: float = 3.0
     switch_bound: float = 5.0
     max_rounds: int = 8
     round_target: int = 4 << 20
-    longest_rest: float = 0.1
-    """A pause that something else made long (a stopped QEMU) must not put off the next checkpoint."""
-
-    def next_due(self, resumed: float, pause: float, output_waits: bool) -> float:
-        """When the next stop is due: soon when output waits, but not more than half paused."""
-        gap = self.min_interval if output_waits else self.interval
-        return resumed + max(gap, min(pause, self.longest_rest))
 
 
 class PrimaryMachine:
@@ -116,8 +109,7 @@ class PrimaryMachine:
         self.acked = 0
         self._capturing = False
         self._output_waits = False
-        self._resumed_at = 0.0
-        self._pause = 0.0
+        self.pacer = Pacer(tuning.pace)
         self._rounds = 0
         self._has_peer = True
         self._after_claim: tuple[Outcome, str] | None = None
@@ -219,7 +211,7 @@ class PrimaryMachine:
         if not self._capturing or event.epoch != self.taken:
             raise IllegalEvent(f"Captured({event.epoch}) while epoch {self.taken} is current")
         self._capturing = False
-        self._resumed_at, self._pause = now, event.pause
+        self.pacer.captured(now, event.pause, event.size)
         if self.phase is not Phase.EPOCHS:
             return []
         return self._schedule(now)
@@ -230,6 +222,7 @@ class PrimaryMachine:
         if not self.acked < event.epoch <= self.taken:
             raise IllegalEvent(f"Acked({event.epoch}), but {self.taken} were taken")
         self.acked = event.epoch
+        self.pacer.committed(now)
         effects: list[Effect] = [ReleaseOutput(event.epoch)]
         if self.phase is Phase.HANDING:
             return [*effects, HandOver()]
@@ -247,7 +240,7 @@ class PrimaryMachine:
             return []
         if self._switching:
             return self._take_last(now)
-        due = self.tuning.next_due(self._resumed_at, self._pause, self._output_waits)
+        due = self.pacer.due(self._output_waits)
         return self._take() if due <= now else [WakeAt(due)]
 
     def _tick(self, now: float) -> list[Effect]:

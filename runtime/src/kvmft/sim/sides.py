@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmft.core import events as ev
 from kvmft.core.arbitration import Holdings
+from kvmft.core.pacing import Pace
 from kvmft.core.primary import Phase, PrimaryMachine, Tuning
 from kvmft.core.secondary import Patience, SecondaryMachine, StandbyPhase
 from kvmft.errors import KvmftError
@@ -22,7 +23,7 @@ from kvmft.sim.world import DETECTION, FIRST_SYNC_PATIENCE, Connection, Token
 if TYPE_CHECKING:
     from kvmft.sim.hosts import Host
 
-TUNING = Tuning(interval=0.2, min_interval=0.03, hold_bound=0.6, switch_bound=0.8)
+TUNING = Tuning(Pace(interval=0.2, min_interval=0.03), hold_bound=0.6, switch_bound=0.8)
 PATIENCE = Patience(agent_grace=0.8)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvmft.adapters.arbiter_client import ArbiterIdentity, claims_path
 from kvmft.adapters.ftlog import TlsFiles
+from kvmft.core.pacing import Pace
 from kvmft.errors import KvmftError
 
 
@@ -43,8 +44,7 @@ class WorkerConfig:
     state_dir: str
     tls: TlsFiles
     arbiter: dict[str, Any]
-    interval: float
-    min_interval: float
+    pace: Pace
     detection: float
     hold_bound: float
     agent_grace: float
@@ -82,6 +82,22 @@ def _seconds(options: dict[str, Any], name: str, default_ms: float) -> float:
     return float(value) / 1000.0
 
 
+def _pace(options: dict[str, Any]) -> Pace:
+    share = options.get("max_pause_share", Pace.max_pause_share)
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1:
+        raise KvmftError(
+            "option_invalid",
+            f"Option max_pause_share is {share!r}; it must be a number between 0 and 1.",
+            "Correct it in the ft_vm task or in /etc/kvmft/kvmft.yml.",
+        )
+    return Pace(
+        interval=_seconds(options, "interval_ms", Pace.interval * 1000),
+        min_interval=_seconds(options, "min_interval_ms", Pace.min_interval * 1000),
+        max_added_latency=_seconds(options, "max_added_latency_ms", Pace.max_added_latency * 1000),
+        max_pause_share=float(share),
+    )
+
+
 def _base(value: dict[str, Any] | None) -> Base | None:
     if not value:
         return None
@@ -105,8 +121,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             state_dir=line["state_dir"],
             tls=TlsFiles(line["tls"]["ca"], line["tls"]["cert"], line["tls"]["key"]),
             arbiter=line["arbiter"],
-            interval=_seconds(options, "interval_ms", 20),
-            min_interval=_seconds(options, "min_interval_ms", 4),
+            pace=_pace(options),
             detection=_seconds(options, "detection_ms", 300),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
             agent_grace=_seconds(options, "agent_grace_ms", 8000),

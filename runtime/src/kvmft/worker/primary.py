@@ -81,9 +81,7 @@ class PrimaryWorker:
         self.reactor = reactor
         self.config = config
         self.link = link
-        self.machine = PrimaryMachine(
-            Tuning(config.interval, config.min_interval, config.hold_bound)
-        )
+        self.machine = PrimaryMachine(Tuning(config.pace, config.hold_bound))
         self.stats = EpochStats(reactor.now())
         self.arbiter = ArbiterClient(
             reactor,
@@ -620,7 +618,8 @@ class PrimaryWorker:
         if checkpoint.audit is not None:
             head = encode_header(FrameType.AUDIT, checkpoint.epoch, len(checkpoint.audit))
             self._send(head, checkpoint.audit)
-        self.post(ev.Captured(checkpoint.epoch, checkpoint.pause))
+        size = sum(map(len, checkpoint.parts))
+        self.post(ev.Captured(checkpoint.epoch, checkpoint.pause, size))
 
     def _release_output(self, effect: ev.ReleaseOutput) -> None:
         for epoch in sorted(epoch for epoch in self.held if epoch <= effect.epoch):
@@ -911,6 +910,7 @@ class PrimaryWorker:
             epoch=self.machine.acked,
             epochs=stats.epochs,
             interval_ms=quantiles(stats.gaps)["p50"],
+            objective_missed=self.machine.pacer.shortfall() if self.machine.protected else None,
             last_commit_age_ms=since,
             sync_percent=self.sync_percent,
             pause_ms=quantiles(stats.pauses),
