@@ -17,12 +17,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.lab import cli, guests, release, snapshot
+from tests.lab import guests, release, snapshot
 from tests.lab.lab import ROOT, Lab
 
 SCENARIOS = ("default", "preflight_failures", "pair", "failover", "upgrade")
@@ -97,12 +99,17 @@ def inventory(lab: Lab) -> dict[str, Any]:
     return value
 
 
-def create(where: Place) -> None:
-    """Bring the lab up, install the collection, plant the canary and write the inventory."""
-    where.lab.up()
+def install(where: Place) -> None:
+    """Install the collection from its tarball, unless that is done."""
     where.folder.mkdir(parents=True, exist_ok=True)
     if not where.collections.exists():
         release.install(release.build(where.folder / "tarball"), where.collections)
+
+
+def create(where: Place) -> None:
+    """Bring the lab up, install the collection, plant the canary and write the inventory."""
+    where.lab.up()
+    install(where)
     if not where.before.exists():
         where.before.write_text(json.dumps({host: snapshot.take(where.lab, host) for host in where.lab.hosts}))
     plant_canary(where)
@@ -210,20 +217,51 @@ def run_molecule(*arguments: str) -> int:
 
 
 def stage() -> int:
-    """All scenarios on one lab, then every job template on it, then the lab is taken away; exit code."""
+    """All scenarios on one lab, and beside them every job template on another; exit code."""
     where = place()
+    jobs = Place(Lab(f"{where.lab.name}j"))
     state = where.folder / "state"
     os.environ.update({"KVMFT_LAB": where.lab.name, "MOLECULE_EPHEMERAL_DIRECTORY": str(state)})
-    destroy(where)
+    for each in (where, jobs):
+        destroy(each)
+        install(each)
     # Otherwise Molecule would believe that the lab of an earlier run is still there.
     shutil.rmtree(state, ignore_errors=True)
     log = where.folder / "molecule.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
-        code = _scenarios(log) or cli.pytest("tests/jobs")
+        with _jobs(jobs) as done:
+            code = _scenarios(log)
+            code = done() or code
     finally:
-        gone = 0 if "KVMFT_KEEP" in os.environ else run_molecule("destroy", "--no-command-borders", "-s", "default")
+        gone = 0
+        if "KVMFT_KEEP" not in os.environ:
+            gone = run_molecule("destroy", "--no-command-borders", "-s", "default")
+            destroy(jobs)
     return code or gone
+
+
+@contextmanager
+def _jobs(where: Place) -> Iterator[Callable[[], int]]:
+    """Run tests/jobs on a lab of its own; the function waits for the end, shows what was printed, and returns the
+    exit code."""
+    printed = where.folder / "jobs.log"
+    with printed.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", "--durations=3", "tests/jobs"], cwd=ROOT, stdout=file,
+            stderr=subprocess.STDOUT, env={**os.environ, "KVMFT_LAB": where.lab.name},
+        )  # fmt: skip
+
+    def end() -> int:
+        code = process.wait()
+        print(f"job templates:\n{printed.read_text(errors='replace')}", flush=True)
+        return code
+
+    try:
+        yield end
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def _scenarios(log: Path) -> int:
