@@ -61,7 +61,7 @@ options:
       max_added_latency_ms:
         description:
           - How long output may wait for its checkpoint. A VM that changes much memory is given shorter intervals for it.
-          - If it cannot be kept, RV(status.objective_missed) says why.
+          - If it cannot be kept, C(objective_missed) of the status says why.
         type: float
       max_pause_share:
         description: Most of the time that the VM may stand still for checkpoints, between V(0.01) and V(0.9).
