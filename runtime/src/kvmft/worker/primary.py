@@ -232,6 +232,8 @@ class PrimaryWorker:
                 self.post(ev.SwitchAsked())
             case "release":
                 self.reactor.stop()
+            case "samples":
+                self.link.send(msg="samples", **self.stats.samples())
             case "audit":
                 if self.machine.protected:
                     self.audits.append(int(line["id"]))

@@ -77,6 +77,11 @@ class EpochStats:
             "pause": self.pause_histogram.to_dict(), "commit": self.commit_histogram.to_dict(),
         }  # fmt: skip
 
+    def samples(self) -> dict[str, list[float]]:
+        """The last epochs one by one: times in milliseconds, and 4-KiB pages."""
+        return {"pause_ms": list(self.pauses), "commit_ms": list(self.commits), "interval_ms": list(self.gaps),
+                "pages": list(self.pages)}  # fmt: skip
+
     def sample(self, now: float, sent_bytes: int) -> None:
         """Update `bandwidth` (bytes per second) from the count of all bytes sent so far."""
         before, count = self._sample
