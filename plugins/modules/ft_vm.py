@@ -75,6 +75,11 @@ options:
       agent_grace_ms:
         description: Time that a restarting agent has before its silence counts.
         type: float
+      replay_input:
+        description:
+          - Whether packets that reached the VM since its last checkpoint are put in again after an unplanned failover,
+            so that clients need not wait until they send them again by themselves.
+        type: bool
       sync_mib_s:
         description: Most that a sync sends, in MiB per second. V(0) is without a bound.
         type: float
@@ -275,6 +280,7 @@ def main() -> None:
                     "detection_ms": {"type": "float"},
                     "hold_bound_ms": {"type": "float"},
                     "agent_grace_ms": {"type": "float"},
+                    "replay_input": {"type": "bool"},
                     "sync_mib_s": {"type": "float"},
                 },
             },

@@ -45,6 +45,7 @@ class WorkerConfig:
     tls: TlsFiles
     arbiter: dict[str, Any]
     pace: Pace
+    replay_input: bool
     detection: float
     hold_bound: float
     agent_grace: float
@@ -122,6 +123,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             tls=TlsFiles(line["tls"]["ca"], line["tls"]["cert"], line["tls"]["key"]),
             arbiter=line["arbiter"],
             pace=_pace(options),
+            replay_input=bool(options.get("replay_input", True)),
             detection=_seconds(options, "detection_ms", 300),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
             agent_grace=_seconds(options, "agent_grace_ms", 8000),

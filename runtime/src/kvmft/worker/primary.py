@@ -25,7 +25,7 @@ from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor, command
 from kvmft.adapters.ramblocks import discover
 from kvmft.adapters.reactor import READ, Reactor, Timer
 from kvmft.adapters.redirector import RedirectorPort, Segment
-from kvmft.adapters.taps import GuestInput, tap_of
+from kvmft.adapters.taps import tap_of
 from kvmft.core import events as ev
 from kvmft.core.detector import SilenceDetector
 from kvmft.core.primary import Phase, PrimaryMachine, Tuning
@@ -44,6 +44,7 @@ from kvmft.worker import qemu_setup
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.disklog import DiskLog, DiskSink
 from kvmft.worker.engine import Checkpoint, Engine
+from kvmft.worker.guest_input import InputWatch
 from kvmft.worker.link import AgentLink
 from kvmft.worker.resync import Known, ResyncFilter
 from kvmft.worker.stats import EpochStats, quantiles
@@ -107,7 +108,8 @@ class PrimaryWorker:
         self.known: Known | None = None
         self.filters: list[ResyncFilter] = []
         self.synced_memory = 0
-        self.inputs: list[GuestInput] = []
+        self.input: InputWatch | None = None
+        self._peer_replays = False
         self._kept: list[tuple[RamBlock, int]] = []
         self.audits: deque[int] = deque()
         self._running_audits: deque[int] = deque()
@@ -321,6 +323,7 @@ class PrimaryWorker:
             case FrameType.DIGESTS:
                 self._learn(frame)
             case FrameType.WELCOME:
+                self._peer_replays = bool(frame.json().get("replays"))
                 self.post(ev.Welcomed())
             case FrameType.RELIEVED:
                 self.post(ev.Relieved())
@@ -383,7 +386,13 @@ class PrimaryWorker:
             self._send(encode_json(FrameType.BYE, body))
             self.stream.flush_and_close(0.5)
 
+    def _forget_input(self) -> None:
+        if self.input is not None:
+            self.input.close()
+            self.input = None
+
     def _drop_peer(self, _effect: ev.DropPeer) -> None:
+        self._forget_input()
         if self.stream is not None:
             self._sent_before += self.stream.sent_bytes
             self.stream.close()
@@ -578,6 +587,8 @@ class PrimaryWorker:
                 f"Check that QEMU's user may enter {self.directory}.",
             )
         self.stats = EpochStats(self.reactor.now())
+        if self.config.replay_input and self._peer_replays:
+            self.input = self._watch_input()
         self.post(ev.HoldInstalled())
 
     def _connected_for_qemu(self, seconds: float) -> bool:
@@ -595,11 +606,18 @@ class PrimaryWorker:
         audit = bool(self.audits)
         if audit:
             self._running_audits.append(self.audits.popleft())
-        if effect.last:
-            self._watch_input()
+        if effect.last and self.input is None:
+            self.input = self._watch_input()
+        self.engine.on_stopped = partial(self._stopped, effect)
         self.engine.take(
             effect.epoch, audit, lambda: self._cut(effect.epoch), self._captured, effect.last
         )
+
+    def _stopped(self, effect: ev.TakeCheckpoint) -> None:
+        if self.input is not None:
+            self.input.stopped(effect.epoch)
+            if effect.last:
+                self.input.hand_over()
 
     def _cut(self, epoch: int) -> None:
         segments = []
@@ -638,23 +656,19 @@ class PrimaryWorker:
         assert self.monitor is not None
         return str(self.monitor.execute("human-monitor-command", command_line=line))
 
-    def _watch_input(self) -> None:
-        """From the last stop on, carry packets for the guest to the host where it will run."""
+    def _watch_input(self) -> InputWatch:
+        """Tell the secondary of packets for the guest, on all its NICs whose packets can be seen."""
+        watch = InputWatch(self.reactor, self._send)
         for index, nic in enumerate(self.config.nics):
             interface = tap_of(self._hmp, self.config.qemu_pid, nic)
             if interface is None:
                 continue
             try:
-                source = GuestInput(self.reactor, interface)
-                source.watch(partial(self._carry_over, index))
+                watch.add(index, interface)
             except OSError as error:
                 reason = f"input of {interface} is not carried over; clients send again: {error}"
                 self.link.event("input_not_carried", reason)
-                continue
-            self.inputs.append(source)
-
-    def _carry_over(self, nic: int, packet: bytes) -> None:
-        self._send(encode(FrameType.INPUT, nic, packet))
+        return watch
 
     def _keep_memory(self, _effect: ev.KeepMemory) -> None:
         """The VM runs elsewhere: keep what it left in memory, for the standby to come, and end it."""
@@ -872,8 +886,7 @@ class PrimaryWorker:
 
     def _finish(self, effect: ev.Finish) -> None:
         self._finished = True
-        for source in self.inputs:
-            source.close()
+        self._forget_input()
         if effect.outcome is ev.Outcome.HANDED_OVER:
             self._stay_for_the_memory(effect.reason)
             return

@@ -44,6 +44,7 @@ from kvmft.core.wire import (
 )
 from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
+from kvmft.worker.guest_input import Replay
 from kvmft.worker.link import AgentLink
 from kvmft.worker.primary import FIRST_SYNC_PATIENCE, qemu_directory
 from kvmft.worker.replica import ReplicaDisks, read_mark, write_mark
@@ -97,6 +98,7 @@ class SecondaryWorker:
         self._wake: Timer | None = None
         self._input: list[tuple[int, bytes]] = []
         self._input_bytes = 0
+        self._replay = Replay()
         self._taps: dict[int, GuestInput | None] = {}
         self._runs = False
         self._commands: dict[type, Callable[[Any], None]] = {
@@ -294,6 +296,8 @@ class SecondaryWorker:
             case FrameType.HANDOVER:
                 self.lost_at = self.reactor.now()
                 self.post(ev.ClaimAsked(planned=True))
+            case FrameType.REPLAY:
+                self._replay.add(frame.epoch, memoryview(frame.body))
             case FrameType.INPUT:
                 self._carry_in(frame.epoch, bytes(frame.body))
             case FrameType.BYE:
@@ -332,7 +336,7 @@ class SecondaryWorker:
             return
         if frame is None:
             self.link.send(msg="base_taken")
-            self._send(encode_json(FrameType.WELCOME, {"host": self.config.host}))
+            self._send(encode_json(FrameType.WELCOME, {"host": self.config.host, "replays": True}))
             return
         if frame:
             self._send(frame)
@@ -436,6 +440,7 @@ class SecondaryWorker:
     def _commit(self, effect: ev.Commit) -> None:
         self.journal.commit(effect.epoch)
         self.last_commit = self.reactor.now()
+        self._replay.committed(effect.epoch)
         self.post(ev.Committed(effect.epoch))
 
     def _send_ack(self, effect: ev.SendAck) -> None:
@@ -564,6 +569,7 @@ class SecondaryWorker:
         done = self.reactor.now()
         self.monitor.execute("announce-self", **ANNOUNCE)
         self._runs = True
+        replayed = sum(self._put(index, packet) for index, packet in self._replay.take())
         carried = sum(self._put(index, packet) for index, packet in self._input)
         self._input.clear()
         kind = KINDS.get(self.state[1], "unplanned")
@@ -577,6 +583,7 @@ class SecondaryWorker:
             since_loss_ms=round((done - self.lost_at) * 1000, 1) if lost else None,
             kind=kind,
             carried_packets=carried,
+            replayed_packets=replayed,
         )
         self.link.event("output_open", "runs by right: its output goes out from here on, unheld")
         self.post(ev.Activated())
