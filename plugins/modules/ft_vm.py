@@ -75,6 +75,11 @@ options:
       agent_grace_ms:
         description: Time that a restarting agent has before its silence counts.
         type: float
+      realtime:
+        description:
+          - Whether the replication's processes and QEMU's main thread have the lowest real-time priority while the VM is
+            protected, so that a checkpoint does not wait behind ordinary work of the host.
+        type: bool
       replay_input:
         description:
           - Whether packets that reached the VM since its last checkpoint are put in again after an unplanned failover,
@@ -280,6 +285,7 @@ def main() -> None:
                     "detection_ms": {"type": "float"},
                     "hold_bound_ms": {"type": "float"},
                     "agent_grace_ms": {"type": "float"},
+                    "realtime": {"type": "bool"},
                     "replay_input": {"type": "bool"},
                     "sync_mib_s": {"type": "float"},
                 },

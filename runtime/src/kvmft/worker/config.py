@@ -46,6 +46,7 @@ class WorkerConfig:
     arbiter: dict[str, Any]
     pace: Pace
     replay_input: bool
+    realtime: bool
     detection: float
     hold_bound: float
     agent_grace: float
@@ -124,6 +125,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             arbiter=line["arbiter"],
             pace=_pace(options),
             replay_input=bool(options.get("replay_input", True)),
+            realtime=bool(options.get("realtime", True)),
             detection=_seconds(options, "detection_ms", 300),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
             agent_grace=_seconds(options, "agent_grace_ms", 8000),

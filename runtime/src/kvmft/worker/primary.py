@@ -21,6 +21,7 @@ from kvmft.adapters import ftlog
 from kvmft.adapters.arbiter_client import ArbiterClient
 from kvmft.adapters.memory import GuestMemory, RamBlock
 from kvmft.adapters.nbd import NbdServer, unlink_quietly
+from kvmft.adapters.priority import Priority
 from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor, command
 from kvmft.adapters.ramblocks import discover
 from kvmft.adapters.reactor import READ, Reactor, Timer
@@ -110,6 +111,7 @@ class PrimaryWorker:
         self.synced_memory = 0
         self.input: InputWatch | None = None
         self._peer_replays = False
+        self._priorities: list[Priority] = []
         self._kept: list[tuple[RamBlock, int]] = []
         self.audits: deque[int] = deque()
         self._running_audits: deque[int] = deque()
@@ -589,6 +591,10 @@ class PrimaryWorker:
         self.stats = EpochStats(self.reactor.now())
         if self.config.replay_input and self._peer_replays:
             self.input = self._watch_input()
+        if self.config.realtime:
+            self._priorities = [Priority(), Priority(self.config.qemu_pid)]
+            if refused := next((each.refused for each in self._priorities if each.refused), ""):
+                self.link.event("no_realtime", f"checkpoints have no priority over other work: {refused}")
         self.post(ev.HoldInstalled())
 
     def _connected_for_qemu(self, seconds: float) -> bool:
@@ -887,6 +893,8 @@ class PrimaryWorker:
     def _finish(self, effect: ev.Finish) -> None:
         self._finished = True
         self._forget_input()
+        for priority in self._priorities:
+            priority.give_back()
         if effect.outcome is ev.Outcome.HANDED_OVER:
             self._stay_for_the_memory(effect.reason)
             return

@@ -16,6 +16,7 @@ from kvmft.adapters.arbiter_client import ArbiterClient
 from kvmft.adapters.digests import digests_of
 from kvmft.adapters.journal import Journal
 from kvmft.adapters.memory import RamBlock, StandbyMemory
+from kvmft.adapters.priority import Priority
 from kvmft.adapters.qmp import SocketMonitor
 from kvmft.adapters.ramblocks import discover
 from kvmft.adapters.reactor import READ, Reactor, Timer
@@ -99,6 +100,7 @@ class SecondaryWorker:
         self._input: list[tuple[int, bytes]] = []
         self._input_bytes = 0
         self._replay = Replay()
+        self._priority: Priority | None = None
         self._taps: dict[int, GuestInput | None] = {}
         self._runs = False
         self._commands: dict[type, Callable[[Any], None]] = {
@@ -441,6 +443,8 @@ class SecondaryWorker:
         self.journal.commit(effect.epoch)
         self.last_commit = self.reactor.now()
         self._replay.committed(effect.epoch)
+        if self.config.realtime and self._priority is None:
+            self._priority = Priority()
         self.post(ev.Committed(effect.epoch))
 
     def _send_ack(self, effect: ev.SendAck) -> None:
@@ -654,6 +658,8 @@ class SecondaryWorker:
 
     def _finish(self, effect: ev.Finish) -> None:
         self._finished = True
+        if self._priority is not None:
+            self._priority.give_back()
         if self.stream is not None:
             self.stream.flush_and_close(0.5)
         self._status()
