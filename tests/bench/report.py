@@ -22,6 +22,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
         result += [_pauses(engine), _fits(engine), _compute(engine), _log(engine)]
     if lab := found.get("lab"):
         result.append(_latency(lab))
+    if failover := found.get("failover"):
+        result.append(_gaps(failover))
     return result
 
 
@@ -79,6 +81,13 @@ def _latency(lab: dict[str, Any]) -> Table:
     return "Latency that a client sees", head, rows
 
 
+def _gaps(failover: dict[str, Any]) -> Table:
+    rows = [[name, *summary(values).values()] for name, values in failover["gaps_ms"].items()]
+    rows.append([f"of {failover['acknowledged']:,} acknowledged rows lost: {failover['lost']}; connections broken: "
+                 f"{failover['resets']}", None, None, None, None])  # fmt: skip
+    return "Gap that a client sees when the primary dies", ("what dies", "n", "median ms", "p99 ms", "max ms"), rows
+
+
 def text(found: dict[str, Any]) -> str:
     """The tables for a terminal."""
     lines = []
@@ -125,6 +134,8 @@ def page(found: dict[str, Any]) -> str:
         for name in lab["off"]:
             both = {"unprotected": lab["off"][name], "protected": lab["on"][name]}
             sections.append((f"Latency: {name}", pages.distributions(name, "milliseconds", both)))
+    if failover := found.get("failover"):
+        sections.append(("When the primary dies", pages.distributions("Gaps", "milliseconds", failover["gaps_ms"])))
     sections += [(heading, pages.table(head, rows)) for heading, head, rows in tables(found)]
     where = next(iter(found.values()))["machine"]
     lead = (f"Measured {where['when']} on {where['cpu']}, {where['cores']} cores, Linux {where['kernel']}, QEMU {where['qemu']}. "

@@ -1,9 +1,9 @@
 """`./dev bench`: everything measured side by side on this machine, into build/bench.json and build/bench.html.
 
-    ./dev bench [--parts engine,lab] [--seconds 10] [--docs]
+    ./dev bench [--parts engine,lab,failover] [--seconds 10] [--runs 20] [--docs]
 
 Part `engine` needs two QEMUs and no lab: pauses against dirty pages and RAM, beside a plain copy of the same pages,
-`openssl speed`, and QEMU's own COLO. Part `lab` has the PostgreSQL guest, and a client outside the servers. `--docs`
+`openssl speed`, and QEMU's own COLO. Parts `lab` and `failover` have the PostgreSQL guest, and a client outside the servers. `--docs`
 writes the tables into docs/performance.md. Times of a shared machine are noisy: compare what stands in one run.
 """
 
@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench import bounds, colo, engine, lab, report
+from tests.bench import bounds, colo, engine, failover, lab, report
 from tests.lab.lab import ROOT
 from tests.pair.conftest import ACCELERATORS, kvm_boots
 
 JSON = ROOT / "build" / "bench.json"
 PAGE = ROOT / "build" / "bench.html"
-PARTS = ("engine", "lab")
+PARTS = ("engine", "lab", "failover")
 COPIES = 200
 CALM_PAGES = 100
 
@@ -70,7 +70,7 @@ def machine() -> dict[str, Any]:
             "numpy": np.__version__, "when": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
 
 
-def main(parts: str, seconds: float, docs: bool, release: str) -> int:
+def main(parts: str, seconds: float, runs: int, docs: bool, release: str) -> int:
     """Measure the named parts, keep those of an earlier run for the others, and write the report."""
     names = parts.split(",")
     if unknown := sorted(set(names) - set(PARTS)):
@@ -80,7 +80,13 @@ def main(parts: str, seconds: float, docs: bool, release: str) -> int:
     found = {name: found[name] for name in PARTS if isinstance(found.get(name), dict) and name not in names}
     for name in names:
         say(f"== {name}")
-        measured = measure_engine(seconds) if name == "engine" else lab.measure(release, seconds)
+        match name:
+            case "engine":
+                measured = measure_engine(seconds)
+            case "lab":
+                measured = lab.measure(release, seconds)
+            case _:
+                measured = failover.run(release, runs)
         found[name] = {"machine": machine(), **measured}
     JSON.parent.mkdir(exist_ok=True)
     JSON.write_text(json.dumps(found) + "\n")

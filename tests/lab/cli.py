@@ -184,8 +184,9 @@ def arguments() -> argparse.ArgumentParser:
         verbs.add_parser(name)
     verbs.add_parser("molecule").add_argument("arguments", nargs=argparse.REMAINDER)
     bench = verbs.add_parser("bench")
-    bench.add_argument("--parts", default="engine,lab")
+    bench.add_argument("--parts", default="engine,lab,failover")
     bench.add_argument("--seconds", type=float, default=10.0)
+    bench.add_argument("--runs", type=int, default=20, help="faults of each kind")
     bench.add_argument("--docs", action="store_true", help="write the tables into docs/performance.md")
     bench.add_argument("--release", choices=RELEASES, default="12")
     faults = verbs.add_parser("faults")
@@ -235,7 +236,7 @@ def main() -> int:
         case "bench":
             from tests.lab import bench
 
-            return bench.main(options.parts, options.seconds, options.docs, options.release)
+            return bench.main(options.parts, options.seconds, options.runs, options.docs, options.release)
         case "faults":
             from tests.lab.faults import campaign
 

@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
                            help="a host on which the secondary may be (repeat it; default: all)")  # fmt: skip
         for name, what in PACE.items():
             added.add_argument(f"--{name.replace('_', '-')}", type=float, help=what)
+        added.add_argument("--set", action="append", metavar="OPTION=VALUE", default=[],
+                           help="any option of ft_vm, as replay_input=false")  # fmt: skip
         added.add_argument("--wait", type=float, metavar="SECONDS", default=0,
                            help="wait for `protected` at most so long")  # fmt: skip
     verb("disable", "turn fault tolerance off")
@@ -131,12 +133,26 @@ def _status(options: argparse.Namespace) -> int:
         time.sleep(1)
 
 
+def _option(text: str) -> tuple[str, Any]:
+    """`interval_ms=20` as a name and a value; the agent says whether there is such an option."""
+    name, equals, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise KvmftError(
+            "option_invalid",
+            f"--set {text} {'has no value that is a number, true or false' if equals else 'has no ='}.",
+            "Give it as --set replay_input=false.",
+        ) from None
+
+
 def _change(options: argparse.Namespace) -> int:
     args: dict[str, Any] = {"vm": options.vm}
     if options.verb in ("enable", "resume"):
         args["secondary"] = options.secondary
         args["allowed_hosts"] = options.allowed_host
         given = {name: getattr(options, name) for name in PACE if getattr(options, name) is not None}
+        given |= dict(_option(each) for each in options.set)
         if given:
             args["options"] = given
     if options.verb == "failover":
