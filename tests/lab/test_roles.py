@@ -21,12 +21,13 @@ NETWORKS = [
     {"purpose": ["ft"], "interface": "br-ft", "mtu": 1400, "device": {"type": "bridge", "ports": ["ft0"]}},
     {"purpose": ["migration"], "mtu": 1450},
 ]  # fmt: skip
-# What a server is: files with owner, mode and contents, units, rules, groups, addresses.
+# What a server is: files with owner, mode and contents, units, rules, groups, addresses. libvirtd itself ends after two
+# minutes without a client, and its socket starts it again.
 SNAPSHOT = r"""
 find /etc /var/lib/kvmft /srv -printf '%p %M %U:%G %l\n' | grep -v -e /etc/.pwd.lock -e '^/etc/group' -e '^/etc/gshadow' | sort
 find /etc -type f ! -name 'group*' ! -name 'gshadow*' -exec md5sum {} + | sort -k 2
 getent group | sort; systemctl list-unit-files --no-legend --no-pager | grep -v transient | sort; nft list ruleset
-systemctl is-active systemd-networkd kvmft-firewall libvirtd
+systemctl is-active systemd-networkd kvmft-firewall libvirtd.socket
 ip -4 -o address show | sed -e 's/ *valid_lft.*//' -e 's/^[0-9]*: //' | sort
 for each in mgmt0 ft0 mig0 br0; do ip -o link show $each | grep -o 'mtu [0-9]*\|state [A-Z]*\|master [^ ]*'; done
 """

@@ -179,8 +179,7 @@ def _both_cut(first_back: str) -> Injection:
         if not watch.shown(sides.primary, "failing_over", "paused"):
             watch.problem(f"{sides.primary} did not show that the VM is paused")
         if first_back == "ft":
-            ground.heal()
-            ground.cable("witness", "mgmt", up=False)
+            ground.heal(but=("witness", "mgmt"))
             # A claim that has left its host may still apply: only the arbiter can say.
             time.sleep(FT_ALONE)
             if watch.last_answer() > cut + 1:

@@ -63,7 +63,7 @@ def test_what_a_checkpoint_gets_done_is_measured() -> None:
     assert vm.pacer.throughput == pytest.approx(20 * MIB / 0.2, rel=0.01)
 
 
-def test_small_checkpoints_tell_nothing_aboutthroughput() -> None:
+def test_small_checkpoints_tell_nothing_about_throughput() -> None:
     vm = Vm()
     for __ in range(50):
         vm.epoch(0.1, size=50_000, commit=0.1)

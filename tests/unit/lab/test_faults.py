@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.lab.faults import report
+from tests.lab.faults import ground, report, rows
 from tests.lab.faults.frames import Count, Frame, Segment, Takeover, count, parse, segment_of
 from tests.lab.faults.ground import Ground, Sides
 from tests.lab.faults.judge import Verdict, judge_postgres, judge_quick, problems_of
@@ -199,3 +200,23 @@ def test_every_row_of_the_failure_table_is_there() -> None:
                  "both-power-primary-first", "both-power-secondary-first", "both-power-at-once",
                  "guest-reboot", "guest-poweroff", "guest-panic"):  # fmt: skip
         assert word in names
+
+
+def test_healing_puts_no_cable_in_that_stays_out_not_even_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that waits for the arbiter needs only that moment."""
+    cables: list[tuple[str, str, bool]] = []
+    monkeypatch.setattr(ground.net, "cable", lambda lab, host, network, up: cables.append((host, network, up)))
+    lab = SimpleNamespace(name="x", hosts=("node-a", "witness"), is_on=lambda host: True)
+    made = ground.Ground(lab, None)  # type: ignore[arg-type]
+    made.heal(but=("witness", "mgmt"))
+    assert ("witness", "mgmt", True) not in cables
+    assert {("witness", "ft", True), ("node-a", "mgmt", True), ("node-a", "ft", True)} <= set(cables)
+
+    monkeypatch.setattr(rows.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(made, "cut_both_ways", lambda network: None)
+    cables.clear()
+    watch = SimpleNamespace(last_answer=lambda: 0.0, shown=lambda *states: True, problem=lambda text: None)
+    monkeypatch.setattr(rows, "wait_until", lambda what, true, seconds: None)
+    rows._both_cut("ft")(made, ground.Sides("node-a", "node-b"), watch)  # type: ignore[arg-type]
+    arbiter = [up for host, network, up in cables if (host, network) == ("witness", "mgmt")]
+    assert arbiter == [False, True, True], "out, in when its turn has come, and in with everything else"

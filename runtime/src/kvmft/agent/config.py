@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmft.adapters.ftlog import TlsFiles
+from kvmft.core.pacing import Pace
 from kvmft.errors import KvmftError
 
 DEFAULT_PATH = "/etc/kvmft/kvmft.yml"
 DEFAULTS: dict[str, float] = {
-    "interval_ms": 500,
-    "min_interval_ms": 4,
-    "max_added_latency_ms": 100,
-    "max_pause_share": 0.5,
+    "interval_ms": round(Pace.interval * 1000),
+    "min_interval_ms": round(Pace.min_interval * 1000),
+    "max_added_latency_ms": round(Pace.max_added_latency * 1000),
+    "max_pause_share": Pace.max_pause_share,
     "detection_ms": 300,
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,

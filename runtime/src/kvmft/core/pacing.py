@@ -2,8 +2,8 @@
 
 Every checkpoint makes the VM stand still, so a VM without output is left to run for long epochs. Two
 things end an epoch earlier: output that waits, and a dirty set that the next output would have to wait for
-longer than `max_added_latency`. Whatever is asked, the VM runs at least the share of
-the time that `max_pause_share` leaves it, so that no setting can bring the guest to a standstill.
+longer than `max_added_latency`. Whatever is asked, the VM runs at least the share of the time that
+`max_pause_share` leaves it, so that no setting can bring the guest to a standstill.
 
 All times in seconds, sizes in bytes, rates in bytes per second.
 """
@@ -26,7 +26,8 @@ SMOOTHING = 0.2
 
 @dataclass(frozen=True)
 class Pace:
-    """What was asked. `interval`: the longest time between two checkpoints; `min_interval`: the shortest."""
+    """What was asked; the defaults are those of a VM's options. `interval`: the longest time between two
+    checkpoints; `min_interval`: the shortest."""
 
     interval: float = 0.5
     min_interval: float = 0.004
