@@ -47,7 +47,8 @@ from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.guest_input import Replay
 from kvmft.worker.link import AgentLink
-from kvmft.worker.primary import FIRST_SYNC_PATIENCE, qemu_directory
+from kvmft.worker.peerlink import FIRST_SYNC_PATIENCE
+from kvmft.worker.qemu import qemu_directory
 from kvmft.worker.replica import ReplicaDisks, read_mark, write_mark
 
 STATUS_EVERY = 0.5
