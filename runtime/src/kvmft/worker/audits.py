@@ -1,15 +1,19 @@
-"""Audits on the primary: what was asked for, and what was sent and waits for the secondary's answer."""
+"""Audits: both sides' memory is compared page by page, at one commit."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any
 
+import numpy as np
+
+from kvmft.core.wire import WireError
 from kvmft.worker.link import AgentLink
 
 
 class Audits:
-    """Comparisons of both memories, by the number that the agent gave each. They end in their order."""
+    """The primary's side: audits that were asked for, and those that wait for the secondary's answer.
+    The agent gave each a number; they end in their order."""
 
     def __init__(self, link: AgentLink) -> None:
         self._link = link
@@ -36,3 +40,18 @@ class Audits:
         if self._running:
             identity = self._running.popleft()
             self._link.send(**{"msg": "audit", "id": identity, **figures})
+
+
+def compare_pages(epoch: int, ours: np.ndarray, body: memoryview | bytearray) -> dict[str, Any]:
+    """The secondary's side: its hashes of main memory (one u64 for each page) against those of an AUDIT
+    frame, which must be as many (WireError); the body of AUDIT_RESULT."""
+    theirs = np.frombuffer(body, dtype="<u8")
+    if len(ours) != len(theirs):
+        raise WireError(f"AUDIT of {len(theirs)} pages; the standby has {len(ours)}.")
+    different = np.flatnonzero(ours != theirs)
+    return {
+        "epoch": epoch,
+        "pages": len(ours),
+        "different": int(len(different)),
+        "first_different": int(different[0]) if len(different) else None,
+    }
