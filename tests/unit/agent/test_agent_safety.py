@@ -124,7 +124,7 @@ def test_lost_while_turning_off_stays_stale_and_leaves_the_winner_alone(tmp_path
 
     async def run():
         try:
-            await m.stop_protection("disabled")
+            await m.orders.stop_protection("disabled")
         except KvmftError:
             pass
         await asyncio.sleep(0.1)
@@ -182,7 +182,7 @@ def test_disable_with_no_worker_but_a_shut_output_does_not_just_forget(tmp_path)
         m.worker = FakeWorker(m, "detached")
 
     m._start_primary = start
-    asyncio.run(m.stop_protection("disabled"))
+    asyncio.run(m.orders.stop_protection("disabled"))
     assert launched, "forgotten with output shut and no claim made"
 
 
@@ -195,7 +195,7 @@ def test_disable_while_the_arbiter_is_down_is_not_done_and_completes_later(tmp_p
 
     async def run():
         with pytest.raises(KvmftError):
-            await m.stop_protection("disabled")
+            await m.orders.stop_protection("disabled")
         assert a.managed("v") is m and a.store.load("v").desired == "disabled"
         assert ("b", "standby_discard") not in a.peers.calls
 
@@ -276,7 +276,7 @@ def test_turning_off_in_the_ordinary_case_tells_the_peer_and_forgets(tmp_path):
     m = managed(a, may_start=False, autostart=True)
     m._regain = False
     m.worker = FakeWorker(m, "detached")
-    asyncio.run(m.stop_protection("disabled"))
+    asyncio.run(m.orders.stop_protection("disabled"))
     assert a.store.load("v") is None and a.host.autostart["v"] is True
     assert a.host.destroyed == []
 
@@ -286,7 +286,7 @@ def test_suspending_keeps_the_state(tmp_path):
     m = managed(a, may_start=False)
     m._regain = False
     m.worker = FakeWorker(m, "detached")
-    asyncio.run(m.stop_protection("suspended"))
+    asyncio.run(m.orders.stop_protection("suspended"))
     assert a.store.load("v").may_start and a.peers.calls == [("b", "standby_discard")]
 
 

@@ -37,7 +37,7 @@ def turned_off_alone(tmp_path: Path) -> Agent:
     m = managed(a, may_start=False, session=OLD)
     m._regain = False
     m.worker = FakeWorker(m, "detached")
-    asyncio.run(m.stop_protection("disabled"))
+    asyncio.run(m.orders.stop_protection("disabled"))
     return a
 
 

@@ -56,7 +56,7 @@ def test_a_move_to_a_host_with_another_qemu_costs_no_protection(tmp_path: Path) 
 
     a.peers.call = call
     with pytest.raises(KvmftError) as caught:
-        asyncio.run(m.move_secondary("b"))
+        asyncio.run(m.orders.move_secondary("b"))
     assert [each.code for each in caught.value.reasons] == ["qemu_version"]
     assert m.worker.sent == []
 

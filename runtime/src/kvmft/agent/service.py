@@ -26,6 +26,7 @@ from kvmft.agent.placement import ask_all, choose, permitted
 from kvmft.agent.replicas import Replicas
 from kvmft.agent.store import Store, VmState
 from kvmft.agent.vm import ManagedVm
+from kvmft.agent.vm_status import status_of
 from kvmft.core.admission import Request
 from kvmft.core.compliance import compliance
 from kvmft.core.domain import describe
@@ -190,7 +191,7 @@ class Agent:
             case "vm_failover":
                 return await self._failover(_name(args), args)
             case "vm_audit":
-                return await self._known(_name(args)).audit()
+                return await self._known(_name(args)).orders.audit()
             case "events" | "events_cluster" | "events_verify":
                 return await self.history.answer(op, args)
             case "doctor":
@@ -212,7 +213,7 @@ class Agent:
                 running = await asyncio.to_thread(self.host.is_running, vm)
             except KvmftError:
                 running = False  # what kvmft itself knows is shown also without libvirt
-            return known.status(running and known.state.role == "primary")
+            return status_of(self, known, running and known.state.role == "primary")
         found = await asyncio.to_thread(self.host.find, vm)
         return {
             "vm": vm, "uuid": found.domain.uuid, "state": "disabled", "reason": "not turned on",
@@ -294,7 +295,7 @@ class Agent:
         self.store.save(known.state)
         self.events.add(vm, "enabled", "turned on")
         if wanted and wanted != known.state.peer and known.protects:
-            await known.move_secondary(wanted)
+            await known.orders.move_secondary(wanted)
         elif wanted:
             known.state.peer = wanted
             self.store.save(known.state)
@@ -316,7 +317,7 @@ class Agent:
         changed = known.state.desired != desired
         if changed and not check:
             self.events.add(vm, desired, "asked by a person")
-            await known.stop_protection(desired)
+            await known.orders.stop_protection(desired)
         return {"changed": changed, "status": await self._status(vm)}
 
     async def _forget_stale(self, known: ManagedVm, desired: str, check: bool) -> dict[str, Any]:
@@ -360,13 +361,13 @@ class Agent:
 
     async def _switch(self, known: ManagedVm) -> None:
         if known.state.role == "primary":
-            await known.switch()
+            await known.orders.switch()
         else:
             await self.peers.call(known.state.peer, "peer_switch", vm=known.state.vm)
 
     async def _take_over(self, known: ManagedVm) -> None:
         if known.state.role == "secondary":
-            known.claim()
+            known.orders.claim()
         else:
             await self.peers.call(known.state.peer, "peer_claim", vm=known.state.vm)
 
@@ -375,7 +376,7 @@ class Agent:
         permitted(self.config.peers, [target])
         changed = known.state.peer != target
         if changed and not args.get("check"):
-            await known.move_secondary(target)
+            await known.orders.move_secondary(target)
         return {"changed": changed, "status": await self._status(vm)}
 
     async def _restart_secondary(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -440,17 +441,17 @@ class Agent:
             case "peer_vm_status":
                 return await self._status(_name(args))
             case "peer_claim":
-                self._known(_name(args)).claim()
+                self._known(_name(args)).orders.claim()
                 return {}
             case "peer_switch":
-                await self._primary_of(_name(args)).switch()
+                await self._primary_of(_name(args)).orders.switch()
                 return {}
             case "standby_admit":
                 return await self._standby_admit(args)
             case "standby_prepare":
                 return {"port": await self._standby_prepare(caller, args)}
             case "standby_kill":
-                self._known(_name(args)).kill_standby()
+                self._known(_name(args)).orders.kill_standby()
                 return {}
             case "standby_discard":
                 known = self._vms.get(_name(args))
