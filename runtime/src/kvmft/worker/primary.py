@@ -45,6 +45,7 @@ from kvmft.worker import qemu_setup
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.disklog import DiskLog, DiskSink
 from kvmft.worker.engine import Checkpoint, Engine
+from kvmft.worker.guest_clock import ClockKeeper, keep_clock
 from kvmft.worker.guest_input import InputWatch
 from kvmft.worker.link import AgentLink
 from kvmft.worker.resync import Known, ResyncFilter
@@ -112,6 +113,7 @@ class PrimaryWorker:
         self.input: InputWatch | None = None
         self._peer_replays = False
         self._priorities: list[Priority] = []
+        self._clock: ClockKeeper | None = None
         self._kept: list[tuple[RamBlock, int]] = []
         self.audits: deque[int] = deque()
         self._running_audits: deque[int] = deque()
@@ -595,7 +597,21 @@ class PrimaryWorker:
             self._priorities = [Priority(), Priority(self.config.qemu_pid)]
             if refused := next((each.refused for each in self._priorities if each.refused), ""):
                 self.link.event("no_realtime", f"checkpoints have no priority over other work: {refused}")
+        if self.config.true_time:
+            self._clock = keep_clock(self.config.qemu_pid, self.config.realtime, self._clock_failed)
         self.post(ev.HoldInstalled())
+
+    def _clock_failed(self, reason: str) -> None:
+        def tell() -> None:
+            self._leave_clock()
+            self.link.event("clock_not_kept", f"the guest's clock loses the pauses from here on: {reason}")
+
+        self.reactor.call_soon_threadsafe(tell)
+
+    def _leave_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
 
     def _connected_for_qemu(self, seconds: float) -> bool:
         assert self.monitor is not None
@@ -614,6 +630,8 @@ class PrimaryWorker:
             self._running_audits.append(self.audits.popleft())
         if effect.last and self.input is None:
             self.input = self._watch_input()
+        if self._clock is not None:
+            self._clock.pausing(self.reactor.now())
         self.engine.on_stopped = partial(self._stopped, effect)
         self.engine.take(
             effect.epoch, audit, lambda: self._cut(effect.epoch), self._captured, effect.last
@@ -640,6 +658,8 @@ class PrimaryWorker:
             if not self._mirrors_go_on(qemu_setup.jobs(self.monitor)):
                 return
         self.stats.captured(now, checkpoint.pause, checkpoint.pages)
+        if self._clock is not None and self.engine is not None and not self.engine.holds_vm:
+            self._clock.running(now)
         self._send(*checkpoint.parts)
         if checkpoint.audit is not None:
             head = encode_header(FrameType.AUDIT, checkpoint.epoch, len(checkpoint.audit))
@@ -692,7 +712,11 @@ class PrimaryWorker:
         assert self.monitor is not None
         if self.engine is not None:
             self.engine.stay_stopped = stay_stopped
+        if self._clock is not None and stay_stopped:
+            self._clock.pausing(self.reactor.now())
         self.monitor.execute(name)
+        if self._clock is not None and not stay_stopped:
+            self._clock.running(self.reactor.now())
 
     def _release_all(self, _effect: ev.ReleaseAll) -> None:
         """In a short stop, so that no packet is between two hands: everything held goes out, QEMU
@@ -715,6 +739,7 @@ class PrimaryWorker:
         for port in self.ports:
             port.close()
         self.ports.clear()
+        self._leave_clock()
         if self.memory is not None:
             self.memory.detach()
             self.memory = None
@@ -893,6 +918,7 @@ class PrimaryWorker:
     def _finish(self, effect: ev.Finish) -> None:
         self._finished = True
         self._forget_input()
+        self._leave_clock()
         for priority in self._priorities:
             priority.give_back()
         if effect.outcome is ev.Outcome.HANDED_OVER:
@@ -941,7 +967,7 @@ class PrimaryWorker:
             pages_per_epoch=quantiles(stats.pages),
             log_bandwidth_bytes_s=round(max(0.0, stats.bandwidth)),
             held_bytes=sum(port.held_bytes for port in self.ports),
-            guest_clock_loss_ppm=round(stats.clock_loss_ppm(now)),
+            guest_clock_loss_ppm=round(stats.clock_loss_ppm(now, self._clock.behind if self._clock else None)),
             sync=self._sync_figures(),
             totals=stats.totals(sent),
         )

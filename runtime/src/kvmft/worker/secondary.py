@@ -45,6 +45,7 @@ from kvmft.core.wire import (
 )
 from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
+from kvmft.worker.guest_clock import put_forward
 from kvmft.worker.guest_input import Replay
 from kvmft.worker.link import AgentLink
 from kvmft.worker.primary import FIRST_SYNC_PATIENCE, qemu_directory
@@ -576,6 +577,7 @@ class SecondaryWorker:
         replayed = sum(self._put(index, packet) for index, packet in self._replay.take())
         carried = sum(self._put(index, packet) for index, packet in self._input)
         self._input.clear()
+        forward = self._put_clock_forward()
         kind = KINDS.get(self.state[1], "unplanned")
         # A primary that handed over closes its connections, too: that is no loss.
         lost = self.lost_at and kind != "planned"
@@ -588,9 +590,20 @@ class SecondaryWorker:
             kind=kind,
             carried_packets=carried,
             replayed_packets=replayed,
+            clock_put_forward_ms=round(forward * 1000, 1),
         )
         self.link.event("output_open", "runs by right: its output goes out from here on, unheld")
         self.post(ev.Activated())
+
+    def _put_clock_forward(self) -> float:
+        """By the time since the commit from which the VM runs on; seconds."""
+        if not self.config.true_time or not self.last_commit:
+            return 0.0
+        try:
+            return put_forward(self.config.qemu_pid, self.reactor.now() - self.last_commit)
+        except (KvmftError, OSError) as error:
+            self.link.event("clock_not_kept", f"the guest's clock lost the time of the failover: {error}")
+            return 0.0
 
     def _carry_in(self, index: int, packet: bytes) -> None:
         """A packet that reached the stopped primary: for the VM once it runs here."""
