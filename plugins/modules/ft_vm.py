@@ -88,6 +88,11 @@ options:
       sync_mib_s:
         description: Most that a sync sends, in MiB per second. V(0) is without a bound.
         type: float
+      true_time:
+        description:
+          - Whether a VM on KVM that reads KVM's clock (kvmclock, or Hyper-V's reference time) has the time put forward by
+            which checkpoints and failovers stop it.
+        type: bool
   wait:
     description:
       - Wait until the state is reached, so for V(enabled) until the first sync is done and the VM is C(protected).
@@ -288,6 +293,7 @@ def main() -> None:
                     "realtime": {"type": "bool"},
                     "replay_input": {"type": "bool"},
                     "sync_mib_s": {"type": "float"},
+                    "true_time": {"type": "bool"},
                 },
             },
             "wait": {"type": "bool", "default": True},

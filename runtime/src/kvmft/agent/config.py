@@ -23,13 +23,14 @@ DEFAULTS: dict[str, float] = {
     "sync_mib_s": 0,
     "replay_input": True,
     "realtime": True,
+    "true_time": True,
 }
 UNITS: dict[str, tuple[str, float, float]] = {
     "sync_mib_s": ("MiB/s", 0, 600_000),
     "max_pause_share": ("the time, a share of 1", 0.01, 0.9),
 }
 """Unit, least and most of options that are no milliseconds."""
-SWITCHES = ("replay_input", "realtime")
+SWITCHES = ("replay_input", "realtime", "true_time")
 """Options that are on or off."""
 MILLISECONDS = ("milliseconds", 1, 600_000)
 KEYS = (
@@ -45,7 +46,7 @@ class Config:
     """The agent's configuration. `options` are the defaults of ft_vm's options: times in
     milliseconds, `sync_mib_s`, the bound of a sync in MiB per second (0: none), and
     `max_pause_share`, the most of the time that a VM stands still, and
-    `replay_input` and `realtime`, which are true or false.
+    `replay_input`, `realtime` and `true_time`, which are true or false.
     `metrics_port` None: no metrics are served."""
 
     cluster_id: str

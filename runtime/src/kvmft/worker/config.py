@@ -47,6 +47,7 @@ class WorkerConfig:
     pace: Pace
     replay_input: bool
     realtime: bool
+    true_time: bool
     detection: float
     hold_bound: float
     agent_grace: float
@@ -126,6 +127,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             pace=_pace(options),
             replay_input=bool(options.get("replay_input", True)),
             realtime=bool(options.get("realtime", True)),
+            true_time=bool(options.get("true_time", True)),
             detection=_seconds(options, "detection_ms", 300),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
             agent_grace=_seconds(options, "agent_grace_ms", 8000),

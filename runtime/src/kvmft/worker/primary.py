@@ -40,6 +40,7 @@ from kvmft.worker.peerlink import PeerLink
 from kvmft.worker.primary_status import PrimaryStatus
 from kvmft.worker.qemu import Qemu
 from kvmft.worker.stops import Stops
+from kvmft.worker.true_time import TrueTime
 from kvmft.worker.watched_input import WatchedInput
 
 
@@ -73,8 +74,9 @@ class PrimaryWorker:
         self.output = HeldOutput(reactor, config, link, self.qemu, self._output)
         self.audits = Audits(link)
         self.left = LeftMemory(link)
+        self.clock = TrueTime(reactor, config, link)
         self.status = PrimaryStatus(
-            reactor, link, self.machine, self.claims, self.peer, self.sync, self.output
+            reactor, link, self.machine, self.claims, self.peer, self.sync, self.output, self.clock
         )
         self.memory: GuestMemory | None = None
         self.engine: Engine | None = None
@@ -91,8 +93,8 @@ class PrimaryWorker:
             ev.ReleaseOutput: lambda effect: self.output.release(effect.epoch),
             ev.NameOffer: self._name_offer,
             ev.ReleaseAll: self._release_all,
-            ev.PauseVm: lambda effect: self.stops.execute("stop", stay_stopped=True),
-            ev.ResumeVm: lambda effect: self.stops.execute("cont", stay_stopped=False),
+            ev.PauseVm: self._pause_vm,
+            ev.ResumeVm: self._resume_vm,
             ev.KillVm: self._kill_vm,
             ev.HandOver: self._hand_over,
             ev.KeepMemory: self._keep_memory,
@@ -301,6 +303,7 @@ class PrimaryWorker:
             self._priorities = [Priority(), Priority(self.config.qemu_pid)]
             if refused := next((each.refused for each in self._priorities if each.refused), ""):
                 self.link.event("no_realtime", f"checkpoints have no priority over other work: {refused}")
+        self.clock.begin()
         self.post(ev.HoldInstalled())
 
     def _output(self) -> None:
@@ -311,6 +314,7 @@ class PrimaryWorker:
         audit = self.audits.begin()
         if effect.last:
             self.input.begin()
+        self.clock.pausing()
         self.engine.on_stopped = partial(self.input.stopped, effect.epoch, effect.last)
         self.engine.take(
             effect.epoch, audit, lambda: self.output.cut(effect.epoch), self._captured, effect.last
@@ -321,6 +325,8 @@ class PrimaryWorker:
         if not self.mirrors.go_on_still():
             return
         self.status.stats.captured(now, checkpoint.pause, checkpoint.pages)
+        if self.engine is not None and not self.engine.holds_vm:
+            self.clock.running(now)
         self.peer.send(*checkpoint.parts)
         if checkpoint.audit is not None:
             head = encode_header(FrameType.AUDIT, checkpoint.epoch, len(checkpoint.audit))
@@ -341,6 +347,14 @@ class PrimaryWorker:
 
     # -- leaving ------------------------------------------------------------------------------------
 
+    def _pause_vm(self, _effect: ev.PauseVm) -> None:
+        self.clock.pausing()
+        self.stops.execute("stop", stay_stopped=True)
+
+    def _resume_vm(self, _effect: ev.ResumeVm) -> None:
+        self.stops.execute("cont", stay_stopped=False)
+        self.clock.running(self.reactor.now())
+
     def _release_all(self, _effect: ev.ReleaseAll) -> None:
         """In a short stop, so that no packet is between two hands: everything held goes out, QEMU
         reads it all, then the redirector is removed."""
@@ -350,6 +364,7 @@ class PrimaryWorker:
             self.output.remove()
             self.mirrors.remove()
         self.output.close()
+        self.clock.leave()
         if self.memory is not None:
             self.memory.detach()
             self.memory = None
@@ -372,6 +387,7 @@ class PrimaryWorker:
         self.peer.end()
         self.status.end()
         self.input.forget()
+        self.clock.leave()
         for priority in self._priorities:
             priority.give_back()
         if effect.outcome is ev.Outcome.HANDED_OVER:

@@ -10,6 +10,7 @@ from kvmft.worker.link import AgentLink
 from kvmft.worker.output import HeldOutput
 from kvmft.worker.peerlink import PeerLink
 from kvmft.worker.stats import EpochStats, quantiles
+from kvmft.worker.true_time import TrueTime
 
 STATUS_EVERY = 0.5
 
@@ -26,6 +27,7 @@ class PrimaryStatus:
         peer: PeerLink,
         sync: FirstSync,
         output: HeldOutput,
+        clock: TrueTime,
     ) -> None:
         self._reactor = reactor
         self._link = link
@@ -34,6 +36,7 @@ class PrimaryStatus:
         self._peer = peer
         self._sync = sync
         self._output = output
+        self._clock = clock
         self._ended = False
         self.state = ("starting", "attaching")
         self.stats = EpochStats(reactor.now())
@@ -78,7 +81,7 @@ class PrimaryStatus:
             pages_per_epoch=quantiles(stats.pages),
             log_bandwidth_bytes_s=round(max(0.0, stats.bandwidth)),
             held_bytes=self._output.held_bytes,
-            guest_clock_loss_ppm=round(stats.clock_loss_ppm(now)),
+            guest_clock_loss_ppm=round(stats.clock_loss_ppm(now, self._clock.behind)),
             sync=self._sync.figures(),
             totals=stats.totals(sent),
         )

@@ -29,6 +29,7 @@ from kvmft.worker.claims import Claims
 from kvmft.worker.commits import Commits, apply_memory
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.driver import Driver
+from kvmft.worker.guest_clock import put_forward
 from kvmft.worker.link import AgentLink
 from kvmft.worker.peerlink import PeerLink
 from kvmft.worker.replica import read_mark, write_mark
@@ -342,6 +343,7 @@ class SecondaryWorker:
         done = self.qemu.run()
         self._runs = True
         carried, replayed = self.input.vm_runs()
+        forward = self._put_clock_forward()
         kind = KINDS.get(self.state[1], "unplanned")
         # A primary that handed over closes its connections, too: that is no loss.
         lost = self.lost_at and kind != "planned"
@@ -354,9 +356,21 @@ class SecondaryWorker:
             kind=kind,
             carried_packets=carried,
             replayed_packets=replayed,
+            clock_put_forward_ms=round(forward * 1000, 1),
         )
         self.link.event("output_open", "runs by right: its output goes out from here on, unheld")
         self.post(ev.Activated())
+
+    def _put_clock_forward(self) -> float:
+        """By the time since the commit from which the VM runs on; seconds."""
+        last_commit = self.commits.last_commit
+        if not self.config.true_time or not last_commit:
+            return 0.0
+        try:
+            return put_forward(self.config.qemu_pid, self.reactor.now() - last_commit)
+        except (KvmftError, OSError) as error:
+            self.link.event("clock_not_kept", f"the guest's clock lost the time of the failover: {error}")
+            return 0.0
 
     def _qemu_died(self) -> None:
         if self.machine.phase is not StandbyPhase.DONE:

@@ -63,10 +63,11 @@ class EpochStats:
             self.commits.append((now - self._previous) * 1000)
             self.commit_histogram.add(now - self._previous)
 
-    def clock_loss_ppm(self, now: float) -> float:
-        """Share of the time that the VM stood still, in parts per million."""
+    def clock_loss_ppm(self, now: float, behind: float | None) -> float:
+        """Share of the time that the guest's clock lost, in parts per million: the seconds that it is `behind` where it is
+        kept, and otherwise all that the VM stood still."""
         elapsed = now - self.started
-        return self.paused_total / elapsed * 1e6 if elapsed > 0 else 0.0
+        return (self.paused_total if behind is None else behind) / elapsed * 1e6 if elapsed > 0 else 0.0
 
     def totals(self, log_bytes: int) -> dict[str, Any]:
         """Counts since the worker began, which never go back while it lives; `log_bytes` is what
