@@ -17,6 +17,8 @@ from kvmft.agent.events import EventLog
 from kvmft.agent.farewells import Farewells
 from kvmft.agent.host import Host
 from kvmft.agent.maintenance import Maintenance
+from kvmft.agent.peer_requests import PeerRequests
+from kvmft.agent.requests import Requests
 from kvmft.agent.service import Agent
 from kvmft.agent.store import Store, VmState
 from kvmft.agent.vm import ManagedVm
@@ -97,6 +99,7 @@ def agent(tmp_path: Path) -> Agent:
     made.events = EventLog(str(tmp_path / "ev" / "events.jsonl"), "a")
     made.peers = FakePeers()
     made.arbiter_ok, made.arbiter_reason, made._vms = True, "", {}
+    made.requests, made.peer_requests = Requests(made), PeerRequests(made)
     made.maintenance = Maintenance(str(tmp_path / "maintenance.json"), "a")
     made.farewells = Farewells(
         str(tmp_path / "farewells.json"), made._tell_to_discard,
@@ -152,7 +155,7 @@ def test_disable_typed_on_the_stale_host_keeps_it_from_starting(tmp_path):
         domain=types.SimpleNamespace(uuid="u", accelerator="tcg"), running=False
     )
     try:
-        asyncio.run(a._stop("v", "disabled", False))
+        asyncio.run(a.requests.stop("v", "disabled", False))
     except KvmftError:
         pass
     assert a.host.autostart.get("v") is not True
@@ -164,9 +167,9 @@ def test_a_stale_vm_that_is_not_defined_any_more_is_forgotten_and_that_is_told(t
     a = agent(tmp_path)
     managed(a, role="stale", may_start=False, desired=desired)
     a.host.running, a.host.is_defined = False, lambda vm: False
-    dry = asyncio.run(a._stop("v", "disabled", True))
+    dry = asyncio.run(a.requests.stop("v", "disabled", True))
     assert dry["changed"] and "v" in a._vms and a.store.load("v")
-    done = asyncio.run(a._stop("v", "disabled", False))
+    done = asyncio.run(a.requests.stop("v", "disabled", False))
     assert done["changed"] and (done["status"]["state"], done["status"]["role"]) == ("disabled", "none")
     assert "v" not in a._vms and hook(a, tmp_path) is None
 

@@ -31,7 +31,7 @@ def admit(tmp_path: Path, **request: Any) -> list[str]:
     a = agent(tmp_path)
     a.host.versions = lambda: {"qemu": "10.0.13", "libvirt": "11.3.0"}
     a.host.admit = lambda *_: []
-    answer = asyncio.run(a._standby_admit({"vm": "v", "xml": XML, "disks": [], **request}))
+    answer = asyncio.run(a.peer_requests.admit({"vm": "v", "xml": XML, "disks": [], **request}))
     return [reason["code"] for reason in answer["lacking"]]
 
 

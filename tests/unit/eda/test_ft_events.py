@@ -55,7 +55,7 @@ class Rulebook:
 
     async def up(self) -> None:
         self._server = await asyncio.start_unix_server(
-            lambda reader, writer: serve(reader, writer, self.agent._request), str(self.socket),
+            lambda reader, writer: serve(reader, writer, self.agent.requests.answer), str(self.socket),
             limit=MAX_LINE,
         )  # fmt: skip
 
