@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from tests.bench.figures import summary
+from kvmft.report.figures import summary
 from tests.lab import client, demo, guests
 from tests.lab.lab import Lab
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import page as pages
-from tests.bench.figures import line, summary
+from kvmft.report import page as pages
+from kvmft.report.figures import line, summary
 from tests.bench.lab import added
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"

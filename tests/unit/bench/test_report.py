@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.bench import colo, dirtyguest, figures, pinger, report
+from kvmft.report import figures
+from tests.bench import colo, dirtyguest, pinger, report
 
 
 def engine(pages: int, memory: int = 512) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from kvmft.agent.farewells import Farewell, Farewells
 from kvmft.agent.history import History
 from kvmft.agent.host import Host, available_memory
 from kvmft.agent.lines import MAX_LINE, serve
+from kvmft.agent.logspeed import LogSpeed
 from kvmft.agent.maintenance import Maintenance
 from kvmft.agent.metrics import Metrics
 from kvmft.agent.peers import Peers
@@ -49,6 +50,7 @@ class Agent:
         self.events = EventLog(EVENTS, config.host)
         self.peers = Peers(config)
         self.history = History(self)
+        self._log_speed = LogSpeed(config, self.peers)
         self.arbiter_ok: bool | None = None
         self.arbiter_reason = ""
         self.arbiter_watch = ArbiterWatch(config, self.store.root)
@@ -191,6 +193,10 @@ class Agent:
                 return await self._failover(_name(args), args)
             case "vm_audit":
                 return await self._known(_name(args)).audit()
+            case "vm_epochs":
+                return await self._known(_name(args)).epochs(args.get("since"))
+            case "log_speed":
+                return await self._log_speed.measure(args)
             case "events" | "events_cluster" | "events_verify":
                 return await self.history.answer(op, args)
             case "doctor":
@@ -445,6 +451,8 @@ class Agent:
             case "peer_switch":
                 await self._primary_of(_name(args)).switch()
                 return {}
+            case "peer_log_speed":
+                return {"port": await self._log_speed.receive(caller, args)}
             case "standby_admit":
                 return await self._standby_admit(args)
             case "standby_prepare":

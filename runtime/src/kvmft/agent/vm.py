@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kvmft.adapters.arbiter_client import claims_path
 from kvmft.adapters.durable import remove_durably, write_durably
 from kvmft.agent.counters import Counters
+from kvmft.agent.epochs import Epochs
 from kvmft.agent.exposure import Exposure
 from kvmft.agent.farewells import Farewell
 from kvmft.agent.host import RUN_DIRECTORY, Found, boot_id
@@ -81,6 +82,7 @@ class ManagedVm:
         self._hardware_due = 0.0
         self._listening: asyncio.Future[int] | None = None
         self._audits: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._epochs = Epochs()
         self._outcome: tuple[str, str] | None = None
         self._switch: asyncio.Future[None] | None = None
         self._keeper: WorkerProcess | None = None
@@ -499,6 +501,8 @@ class ManagedVm:
                 waiting = self._audits.pop(int(message["id"]), None)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
+            case "epochs":
+                self._epochs.take(message)
             case "handed_over":
                 self._handed_over(message)
             case "base_taken":
@@ -539,6 +543,7 @@ class ManagedVm:
             if not waiting.done():
                 waiting.set_exception(KvmftError("audit_lost", "The worker ended.", "Try again."))
         self._audits.clear()
+        self._epochs.lost()
         if self._listening is not None and not self._listening.done():
             reason = self._outcome[1] if self._outcome else "the worker ended"
             self._listening.set_exception(
@@ -768,6 +773,14 @@ class ManagedVm:
         if "error" in result:
             raise KvmftError("audit", f"No audit: {result['error']}.", "Wait for `protected`.")
         return {key: result[key] for key in ("epoch", "pages", "different", "first_different")}
+
+    async def epochs(self, since: Any) -> dict[str, Any]:
+        """The epochs after `since` one by one, and what is held at this moment, in bytes."""
+        if self.worker is None or not self.protects:
+            raise KvmftError("not_protected", f"VM {self.state.vm} is not protected from here.",
+                             "Ask the host where it runs.")  # fmt: skip
+        found = await self._epochs.ask(self.worker, since)
+        return {**found, "held_bytes": self.figures.get("held_bytes")}
 
     def claim(self) -> None:
         """A person orders this side, a secondary, to take over."""

@@ -238,6 +238,8 @@ class PrimaryWorker:
                 self.reactor.stop()
             case "samples":
                 self.link.send(msg="samples", **self.stats.samples())
+            case "epochs":
+                self.link.send(msg="epochs", id=line["id"], **self.stats.newer(self.reactor.now(), line.get("since")))
             case "audit":
                 if self.machine.protected:
                     self.audits.append(int(line["id"]))

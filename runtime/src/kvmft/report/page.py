@@ -1,4 +1,4 @@
-"""build/bench.html: what was measured as plots and tables, in one file without anything from elsewhere."""
+"""A page of what was measured: plots and tables, in one file without anything from elsewhere."""
 
 from __future__ import annotations
 
