@@ -26,22 +26,28 @@ ECHO, ECHO_REPLY = 8, 0
 """ICMP types (RFC 792)."""
 
 
-def ping(where: str, seconds: float) -> dict[str, Any]:
-    """Ask `ADDRESS` (ICMP echo) or `ADDRESS:PORT` (TCP connect) for so long.
-
-    `ms` is how long each answer took, `unanswered` how many there were none to, `kind` icmp or tcp.
-    """
+def parse(where: str) -> tuple[str, int | None]:
+    """`ADDRESS` or `ADDRESS:PORT` as an IPv4 address and a port; KvmftError when it is neither."""
     address, colon, port = where.partition(":")
     try:
-        socket.inet_aton(address)
-        number = int(port) if colon else 0
-        if colon and not 0 < number < 65536:
+        socket.inet_pton(socket.AF_INET, address)
+        number = int(port) if colon else None
+        if number is not None and not 0 < number < 65536:
             raise ValueError(port)
     except (OSError, ValueError):
         raise KvmftError("ping_address", f"--ping {where} is no IPv4 address, or has no usable port.",
                          "Give it as 192.0.2.10 or 192.0.2.10:80.") from None  # fmt: skip
-    found = _repeat(lambda: _connect(address, number), seconds) if colon else _icmp(address, seconds)
-    return {"kind": "tcp" if colon else "icmp", "address": where, **found}
+    return address, number
+
+
+def ping(address: str, port: int | None, seconds: float) -> dict[str, Any]:
+    """Ask by TCP connect, or by ICMP echo where `port` is None, for so long.
+
+    `ms` is how long each answer took, `unanswered` how many questions there was no answer to.
+    """
+    if port is None:
+        return {"kind": "ICMP echo", "address": address, **_icmp(address, seconds)}
+    return {"kind": "TCP connect", "address": f"{address}:{port}", **_repeat(lambda: _connect(address, port), seconds)}
 
 
 def _repeat(once: Callable[[], bool], seconds: float) -> dict[str, Any]:
