@@ -18,13 +18,15 @@ SECONDS = (1.0, 3600.0)
 
 def add_verb(verbs: Any) -> None:
     """Add the verb to the command's parser."""
-    text = "measure the protection of a VM in use, and write the figures down; changes nothing"
+    text = "measure the protection of a VM in use, and write the figures down"
     bench: argparse.ArgumentParser = verbs.add_parser("bench", help=text, description=text)
     bench.add_argument("vm", help="the VM's name in libvirt")
     bench.add_argument("--seconds", type=_seconds, default=60.0, help="how long its epochs are watched (default: 60)")
     bench.add_argument("--ping", metavar="ADDRESS[:PORT]", help="also how long the guest takes to answer this host: "
                        "to ICMP echo, or to a TCP connect where a port is given")  # fmt: skip
     bench.add_argument("--log", action="store_true", help="also what the FT log can carry: takes the FT network for 5 s")
+    bench.add_argument("--switch", action="store_true",
+                       help="also a planned switchover and the one back: moves the VM, twice")  # fmt: skip
     bench.add_argument("--out", type=Path, metavar="PATH",
                        help="a new folder, or with .tar.gz a new archive (default: kvmft-bench-VM-TIME here)")  # fmt: skip
     bench.add_argument("--json", action="store_true", help="print JSON")
@@ -46,7 +48,7 @@ def bench(options: argparse.Namespace) -> int:
     bundle.check(out)
     ping = pings.parse(options.ping) if options.ping else None
     found = evidence.measure(partial(ask, options.socket),
-                             evidence.Wanted(options.vm, options.seconds, ping, options.log),
+                             evidence.Wanted(options.vm, options.seconds, ping, options.log, options.switch),
                              lambda text: print(f"Measures {text} ...", file=sys.stderr, flush=True))  # fmt: skip
     bundle.write(out, found)
     figures = {name: value for name, value in found.items() if name != "events"}

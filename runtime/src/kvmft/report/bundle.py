@@ -94,6 +94,11 @@ def bounds(found: dict[str, Any]) -> Rows:
     if log:
         rows.append(["FT log clear of any guest", _rate(log.get("bytes_s")),
                      log.get("error") or f"one connection to {log['peer']}, {log['seconds']:.0f} s"])  # fmt: skip
+    if switch := found["switch"]:
+        rows += [[f"planned switchover {each['source']} to {each['target']}", f"{each['outage_ms']} ms",
+                  f"from the order until it ran there; protected again after {each['protected_s']} s"]
+                 for each in switch["switches"]]  # fmt: skip
+        rows += [["switchover", None, switch["error"]]] if "error" in switch else []
     if ping := found["ping"]:
         rows.append([f"{ping['kind']} without an answer" if "kind" in ping else "answers to this host",
                      ping.get("unanswered"), ping.get("error") or f"{len(ping['ms'])} answered"])  # fmt: skip

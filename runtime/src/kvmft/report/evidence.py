@@ -1,4 +1,5 @@
-"""Everything that `kvmft bench` measures of one VM that is in use. Nothing of it changes the VM or its protection.
+"""Everything that `kvmft bench` measures of one VM that is in use. Nothing of it changes the VM or its protection,
+but for the two switchovers, which are made on request.
 
 What goes into the result is named here field by field: an agent that says more, of a newer version, adds nothing.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmft.errors import KvmftError
-from kvmft.report import bounds, hostfacts, pings
+from kvmft.report import bounds, hostfacts, pings, switchover
 from kvmft.report.epochs import Epochs
 from kvmft.report.figures import summary
 
@@ -43,17 +44,19 @@ Ask = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for beside the epochs; `ping` is an address and a port or None."""
+    """What is asked for beside the epochs; `ping` is an address and a port or None. `switch`: move the VM to its
+    secondary's host and back."""
 
     vm: str
     seconds: float = 60.0
     ping: tuple[str, int | None] | None = None
     log: bool = False
+    switch: bool = False
 
 
 def measure(ask: Ask, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure; the result as it is written down. `say` is told what goes on. Takes about `seconds`, and what
-    ping and log take. KvmftError when there is nothing to measure."""
+    the rest that is wanted takes. `after` is of before the switchovers. KvmftError when there is nothing to measure."""
     status = ask("vm_status", vm=wanted.vm)
     protected = status["state"] == "protected"
     if status["role"] == "secondary":
@@ -76,14 +79,17 @@ def measure(ask: Ask, wanted: Wanted, say: Callable[[str], None]) -> dict[str, A
         say(f"the FT network, for {LOG_SECONDS:.0f} s")
         peer = status["secondary"] or _only_peer(ask)
         log = _or_reason(lambda: ask("log_speed", peer=peer, seconds=LOG_SECONDS))
-    after = ask("vm_status", vm=wanted.vm)
+    after, switch = ask("vm_status", vm=wanted.vm), None
+    if wanted.switch and protected:
+        say("a planned switchover and the one back")
+        switch = switchover.there_and_back(ask, wanted.vm)
     say("what this host can do at best")
     events = ask("events", vm=wanted.vm, limit=EVENTS)
     return {
         "format": FORMAT, "vm": wanted.vm, "begun": round(begun, 3), "seconds": wanted.seconds,
         "host": _some(ask("host_info"), HOST) | hostfacts.facts(),
         "before": _some(status, STATUS), "after": _some(after, STATUS),
-        "epochs": epochs, "ping": ping, "log": log, **_bounds(epochs), "events": [_event(each) for each in events],
+        "epochs": epochs, "ping": ping, "log": log, "switch": switch, **_bounds(epochs), "events": [_event(each) for each in events],
     }  # fmt: skip
 
 
