@@ -125,8 +125,8 @@ def page(found: dict[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(found["begun"]))
     host, after = found["host"], found["after"]
     lead = (f"Measured {when} on {host['host']} ({host['cpu']}, {host['cores']} cores, Linux {host['kernel']}, QEMU {host['qemu']}) "
-            f"while VM {found['vm']} was in use, for {found['seconds']:.0f} s. It was {after['state']} at the end; its secondary "
-            f"is on {after['secondary']}.")  # fmt: skip
+            f"while VM {found['vm']} was in use, for {found['seconds']:.0f} s. It was {after['state']} at the end"
+            + (f"; its secondary is on {after['secondary']}." if after["secondary"] else "."))  # fmt: skip
     head = ("", "unit", "n", "median", "p99", "most")
     sections = [("In short", pages.table(head, distributions(found))),
                 ("Used, and possible", pages.table(("", "value", ""), bounds(found)))]  # fmt: skip
