@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[LogSpeed, Oth
     return speed("a", "b"), way
 
 
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Its result, once asyncio has closed what belonged to the processes that ended."""
+
+    async def whole() -> Any:
+        try:
+            return await coroutine
+        finally:
+            await asyncio.sleep(0.1)
+
+    return asyncio.run(whole())
+
+
 def test_a_figure_is_what_arrived_and_both_sides_are_free_again(pair: tuple[LogSpeed, Other]) -> None:
     async def twice() -> list[dict[str, Any]]:
         found = []
@@ -55,7 +68,7 @@ def test_a_figure_is_what_arrived_and_both_sides_are_free_again(pair: tuple[LogS
             await pair[1].speed._ending
         return found
 
-    for found in asyncio.run(twice()):
+    for found in run(twice()):
         assert found["bytes_s"] > 100_000 and found["peer"] == "b" and found["seconds"] == 0.3
 
 
@@ -64,27 +77,27 @@ def test_one_measurement_at_a_time(pair: tuple[LogSpeed, Other]) -> None:
         return await asyncio.gather(*(pair[0].measure({"peer": "b", "seconds": 0.2}) for __ in range(2)),
                                     return_exceptions=True)  # fmt: skip
 
-    found = asyncio.run(both())
+    found = run(both())
     assert isinstance(found[0], dict) and isinstance(found[1], KvmftError) and found[1].code == "busy"
 
 
 def test_a_host_that_is_another_gets_nothing(pair: tuple[LogSpeed, Other]) -> None:
     pair[1].caller = "c"  # b awaits c; what connects proves itself as a
 
-    async def run() -> None:
+    async def refused() -> None:
         try:
             await pair[0].measure({"peer": "b", "seconds": 0.2})
         finally:
             await pair[1].speed._ending
 
     with pytest.raises(KvmftError, match="broke off|failed"):
-        asyncio.run(run())
+        run(refused())
     assert not pair[0]._busy and not pair[1].speed._busy
 
 
 @pytest.mark.parametrize("seconds", [None, 0, -1, 31, True, "5"])
 def test_a_time_that_is_none_is_refused(pair: tuple[LogSpeed, Other], seconds: Any) -> None:
     with pytest.raises(KvmftError, match="cannot be measured for"):
-        asyncio.run(pair[0].measure({"peer": "b", "seconds": seconds}))
+        run(pair[0].measure({"peer": "b", "seconds": seconds}))
     with pytest.raises(KvmftError, match="cannot be measured for"):
-        asyncio.run(pair[1].speed.receive("a", {"seconds": seconds}))
+        run(pair[1].speed.receive("a", {"seconds": seconds}))

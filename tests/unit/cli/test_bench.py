@@ -27,9 +27,13 @@ HELD = 1514
 
 
 class Busy(Worker):
-    """Between any two questions ten epochs pass, of 3 ms and 250 pages."""
+    """Between any two questions ten epochs pass, of 3 ms and 250 pages. After `leaves_after` questions it is another."""
+
+    leaves_after = 1_000_000
 
     def send(self, **message: Any) -> None:
+        if len(self.sent) == self.leaves_after:
+            self.vm._worker_role = "claim"
         for __ in range(10):
             now = time.monotonic()
             self.stats.captured(now, 0.003, 250)
@@ -174,8 +178,7 @@ def test_the_secondarys_host_names_the_other(served: tuple[Agent, str], tmp_path
 
 
 def test_an_interruption_is_part_of_the_evidence(served: tuple[Agent, str], tmp_path: Path) -> None:
-    vm = served[0]._vms["v"]
-    threading.Timer(0.4, lambda: setattr(vm, "_worker_role", "claim")).start()
+    served[0]._vms["v"].worker.leaves_after = 3  # type: ignore[union-attr]
     assert bench(served[1], "--out", str(tmp_path / "bundle")) == 0
     found = json.loads((tmp_path / "bundle" / "bench.json").read_text())
     assert found["epochs"]["epochs"] > 0 and "not protected from here" in found["epochs"]["interruptions"][0]

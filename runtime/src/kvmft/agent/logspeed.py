@@ -34,7 +34,7 @@ class LogSpeed:
             process = await self._start("send", peer, seconds, address=self._config.peers[peer]["ft"],
                                         port=int(answer["port"]))  # fmt: skip
             found = await self._line(process, seconds + 3 * READY)
-            await process.wait()
+            await process.communicate()
             return {"bytes_s": found["bytes_s"], "seconds": seconds, "peer": peer}
         finally:
             self._busy = False
@@ -90,7 +90,7 @@ class LogSpeed:
         if "error" in found:
             if process.returncode is None:
                 process.kill()
-            await process.wait()
+            await process.communicate()
             raise error_of(found["error"])
         return found
 
