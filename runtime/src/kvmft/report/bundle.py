@@ -83,7 +83,8 @@ def bounds(found: dict[str, Any]) -> Rows:
                      "since protection began, as status says; 0 is the best"])  # fmt: skip
         rows.append(["FT log in use", _rate(used), "mean over the time measured"])
         held = summary(epochs["held_bytes"])
-        rows.append(["output held, median / most", f"{held['p50']} / {held['max']} bytes", f"{held['n']} looks"])
+        if held["n"]:
+            rows.append(["output held, median / most", f"{held['p50']:,.0f} / {held['max']:,} bytes", f"{held['n']} looks"])
         if epochs["missed"]:
             rows.append(["values missed", epochs["missed"], "more came between two looks than are kept"])
         rows += [["interrupted", "", reason] for reason in epochs["interruptions"]]
@@ -129,7 +130,7 @@ def page(found: dict[str, Any]) -> str:
             + (f"; its secondary is on {after['secondary']}." if after["secondary"] else "."))  # fmt: skip
     head = ("", "unit", "n", "median", "p99", "most")
     sections = [("In short", pages.table(head, distributions(found))),
-                ("Used, and possible", pages.table(("", "value", ""), bounds(found)))]  # fmt: skip
+                ("Used, and possible", pages.table(("", "value", ""), bounds(found), prose=True))]  # fmt: skip
     epochs = found["epochs"] or {}
     sections += [(says, pages.distributions(heading, unit, {heading.lower(): epochs[kind]}))
                  for kind, heading, unit, says in KINDS if epochs.get(kind)]  # fmt: skip
@@ -137,10 +138,10 @@ def page(found: dict[str, Any]) -> str:
         sections.append(("How long the guest takes to answer this host",
                          pages.distributions("Answers", "milliseconds", {ping["kind"]: ping["ms"]})))  # fmt: skip
     options = [[name, str(value)] for name, value in sorted((after["options"] or {}).items())]
-    sections.append(("The VM's options", pages.table(("option", "value"), options or [["all", "the defaults"]])))
-    sections.append(("The host", pages.table(("", ""), [[name, _said(value)] for name, value in host.items()])))
+    sections.append(("The VM's options", pages.table(("option", "value"), options or [["all", "the defaults"]], prose=True)))
+    sections.append(("The host", pages.table(("", ""), [[name, _said(value)] for name, value in host.items()], prose=True)))
     sections.append((f"The VM's last {SHOWN_EVENTS} events", pages.table(("when", "host", "event", "reason"),
-                                                                       _events(found["events"]))))  # fmt: skip
+                                                                       _events(found["events"]), prose=True)))  # fmt: skip
     return pages.page(f"kvmft: the protection of {found['vm']}, measured", lead, sections)
 
 
