@@ -9,7 +9,8 @@ import sys
 import time
 from typing import Any
 
-from tests.bench.figures import summary
+from kvmft.report.figures import summary
+from tests.bench import inside
 from tests.lab import client, demo, guests
 from tests.lab.lab import Lab
 
@@ -28,23 +29,43 @@ print(json.dumps(found))
 """
 
 
+IDLE = 20.0
+"""Seconds over which the guest's clock is watched while nobody asks anything of it."""
+
+
 def measure(release: str, seconds: float) -> dict[str, Any]:
-    """Latencies in milliseconds, unprotected and protected, of one guest in one run."""
+    """Latencies in milliseconds and throughputs, unprotected (`off`) and protected (`on`), of one guest in one run."""
     lab = Lab(os.environ.get("KVMFT_LAB", "bench"), release)
     try:
         demo.prepare(lab)
+        guest = inside.Guest(lab.inside)
+        inside.prepare(guest)
         _outside(lab, "-c", COMMITS, guests.POSTGRES.address, "1")
-        off = _latencies(lab, seconds)
+        rounds = inside.rounds(guest, seconds / 2)
+        off = _once(lab, guest, rounds, seconds)
         lab.run("node-a", f"kvmft enable {demo.VM} --wait 120")
         demo.wait_protected(lab, "node-a")
         time.sleep(2)
-        on = _latencies(lab, seconds)
+        on = _once(lab, guest, rounds, seconds)
         status = json.loads(lab.run("node-a", f"kvmft status {demo.VM} --json"))
     finally:
         if "KVMFT_KEEP" not in os.environ:
             lab.down()
     keep = ("accelerator", "pause_ms", "commit_ms", "pages_per_epoch", "interval_ms", "guest_clock_loss_ppm")
-    return {"off": off, "on": on, "status": {name: status[name] for name in keep}}
+    parts = {part: {"off": off[part], "on": on[part]} for part in ("speeds", "clock")}
+    return {"off": off["latencies"], "on": on["latencies"], **parts, "status": {name: status[name] for name in keep}}
+
+
+def _once(lab: Lab, guest: inside.Guest, rounds: int, seconds: float) -> dict[str, Any]:
+    """Everything, as the guest is now; its clock is watched while it idles, and under the requests."""
+    first = inside.clock(guest)
+    time.sleep(IDLE)
+    idled = inside.clock(guest)
+    latencies = _latencies(lab, seconds)
+    latencies["http"] = inside.http(guest, seconds)
+    asked = inside.clock(guest)
+    clock = {"idle": inside.loss(first, idled), "under requests": inside.loss(idled, asked)}
+    return {"latencies": latencies, "clock": clock, "speeds": inside.speeds(guest, rounds, seconds / 2)}
 
 
 def _latencies(lab: Lab, seconds: float) -> dict[str, list[float]]:

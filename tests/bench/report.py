@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import page as pages
-from tests.bench.figures import line, summary
+from kvmft.report import page as pages
+from kvmft.report.figures import line, summary
+from tests.bench import restart
 from tests.bench.lab import added
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -22,8 +23,13 @@ def tables(found: dict[str, Any]) -> list[Table]:
         result += [_pauses(engine), _fits(engine), _compute(engine), _log(engine)]
     if lab := found.get("lab"):
         result.append(_latency(lab))
+        # What an earlier version measured has fewer parts.
+        result += [_speeds(lab["speeds"])] if "speeds" in lab else []
+        result += [_clock(lab["clock"])] if "clock" in lab else []
     if failover := found.get("failover"):
         result.append(_gaps(failover))
+        result += [_switches(failover["switches"])] if failover.get("switches") else []
+        result += [_resyncs(failover["resyncs"])] if failover.get("resyncs") else []
     return result
 
 
@@ -82,10 +88,49 @@ def _latency(lab: dict[str, Any]) -> Table:
 
 
 def _gaps(failover: dict[str, Any]) -> Table:
-    rows = [[name, *summary(values).values()] for name, values in failover["gaps_ms"].items()]
+    # An earlier version's restart was on the same host and without detection.
+    detection = failover.get("restart_detection_s")
+    long = {} if detection is None else {"restart": restart.NAME.format(detection=detection)}
+    rows = [[long.get(name, name), *summary(values).values()] for name, values in failover["gaps_ms"].items()]
     rows.append([f"of {failover['acknowledged']:,} acknowledged rows lost: {failover['lost']}; connections broken: "
                  f"{failover['resets']}", None, None, None, None])  # fmt: skip
     return "Gap that a client sees when the primary dies", ("what dies", "n", "median ms", "p99 ms", "max ms"), rows
+
+
+def _speeds(speeds: dict[str, dict[str, list[float]]]) -> Table:
+    rows = []
+    for name, values in speeds["off"].items():
+        off, on = summary(values), summary(speeds["on"][name])
+        rows.append([name, on["n"], off["p50"], on["p50"], f"{100 * on['p50'] / off['p50']:.1f} %", min(values),
+                     min(speeds["on"][name])])  # fmt: skip
+    head = ("what the guest gets done", "n", "off median", "on", "share", "off least", "on")
+    return "Throughput of the guest", head, rows
+
+
+def _clock(clock: dict[str, dict[str, dict[str, float]]]) -> Table:
+    rows = [[name, off["seconds"], clock["on"][name]["seconds"], off["ppm"], clock["on"][name]["ppm"],
+             max(off["resolution_ppm"], clock["on"][name]["resolution_ppm"])]
+            for name, off in clock["off"].items()]  # fmt: skip
+    head = ("the guest's clock against the host's", "off s", "on s", "off lost ppm", "on lost ppm", "known to ppm")
+    return "Guest clock", head, rows
+
+
+def _switches(switches: list[dict[str, Any]]) -> Table:
+    parts = (("outage_ms", "from the order until it runs there, ms"), ("echo_gap_ms", "gap of a client's echo, ms"),
+             ("commit_gap_ms", "gap of a client's commits, ms"), ("protected_s", "protected again, s"))  # fmt: skip
+    rows = [[name, *summary([each[key] for each in switches]).values()] for key, name in parts]
+    return "Planned switchover", ("", "n", "median", "p99", "max"), rows
+
+
+def _resyncs(resyncs: list[dict[str, Any]]) -> Table:
+    sent = [(each["memory_bytes"] + each["disk_bytes"]) / (1 << 20) for each in resyncs]
+    there = [(each["memory_left_out_bytes"] + each["disk_left_out_bytes"]) / (1 << 20) for each in resyncs]
+    timed = [(mib, each["sync_seconds"]) for mib, each in zip(sent, resyncs, strict=True) if each["sync_seconds"]]
+    parts = (("protected again, s after the host was up", [each["seconds"] for each in resyncs]),
+             ("of that the sync, s", [seconds for __, seconds in timed]), ("sent, MiB", sent),
+             ("there already and not sent, MiB", there), ("sent a second of the sync, MiB/s", [mib / s for mib, s in timed]))  # fmt: skip
+    rows = [[name, *summary(values).values()] for name, values in parts]
+    return "When a host returns", ("", "n", "median", "p99", "max"), rows
 
 
 def text(found: dict[str, Any]) -> str:

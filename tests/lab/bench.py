@@ -3,8 +3,8 @@
     ./dev bench [--parts engine,lab,failover] [--seconds 10] [--runs 20] [--docs]
 
 Part `engine` needs two QEMUs and no lab: pauses against dirty pages and RAM, beside a plain copy of the same pages,
-`openssl speed`, and QEMU's own COLO. Parts `lab` and `failover` have the PostgreSQL guest, and a client outside the servers. `--docs`
-writes the tables into docs/performance.md. Times of a shared machine are noisy: compare what stands in one run.
+`openssl speed`, and QEMU's own COLO. Parts `lab` and `failover` have the PostgreSQL guest, and a client outside the servers: `lab`
+what it gets done and how it answers, `failover` faults, switchovers, re-syncs, and a restart from a replica. `--docs` writes the tables into docs/performance.md. Times of a shared machine are noisy: compare what stands in one run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench import bounds, colo, engine, failover, lab, report
+from kvmft.report import bounds
+from tests.bench import colo, engine, failover, lab, log, report
 from tests.lab.lab import ROOT
 from tests.pair.conftest import ACCELERATORS, kvm_boots
 
@@ -52,7 +53,7 @@ def measure_engine(seconds: float) -> dict[str, Any]:
         found["compute"].append(engine.measure(accelerator, 10, seconds, spins=200_000))
     say("the cipher and the FT log")
     found["cipher_bytes_s"] = bounds.cipher()
-    found["log_bytes_s"] = bounds.log_throughput(seconds / 2)
+    found["log_bytes_s"] = log.throughput(seconds / 2)
     return found
 
 

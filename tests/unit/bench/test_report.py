@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.bench import colo, dirtyguest, figures, pinger, report
+from kvmft.report import figures
+from tests.bench import colo, dirtyguest, pinger, report
 
 
 def engine(pages: int, memory: int = 512) -> dict[str, Any]:
@@ -30,10 +31,18 @@ FOUND: dict[str, Any] = {
     "lab": {
         "machine": {"cpu": "x", "cores": 2, "kernel": "6.18", "qemu": "7.2", "python": "3.11", "when": "today"},
         "off": {"tcp 100/s": [1.0, 1.0, 1.0]}, "on": {"tcp 100/s": [5.0, 6.0, 7.0]},
+        "speeds": {"off": {"disk, MiB/s": [80.0, 100.0, 120.0]}, "on": {"disk, MiB/s": [40.0, 45.0, 50.0]}},
+        "clock": {"off": {"idle": {"seconds": 20.0, "ppm": -3, "resolution_ppm": 40}},
+                  "on": {"idle": {"seconds": 20.1, "ppm": 4321, "resolution_ppm": 90}}},
     },
     "failover": {
         "machine": {"cpu": "x", "cores": 2, "kernel": "6.18", "qemu": "7.2", "python": "3.11", "when": "today"},
-        "gaps_ms": {"process, input replayed": [150.0, 170.0]}, "lost": 0, "resets": 0, "acknowledged": 1234,
+        "gaps_ms": {"process, input replayed": [150.0, 170.0], "restart": [21_000.0]}, "restart_detection_s": 0.5,
+        "switches": [{"outage_ms": 33.0, "echo_gap_ms": 77.0, "commit_gap_ms": 88.0, "protected_s": 1.5}],
+        "resyncs": [{"seconds": 9.0, "sync_seconds": 4.0, "memory_bytes": 300 << 20, "disk_bytes": 100 << 20,
+                     "memory_left_out_bytes": 0, "disk_left_out_bytes": 2048 << 20},
+                    {"seconds": 11.0, "sync_seconds": None, "memory_bytes": 1 << 20, "disk_bytes": 0,
+                     "memory_left_out_bytes": 0, "disk_left_out_bytes": 0}], "lost": 0, "resets": 0, "acknowledged": 1234,
     },
 }  # fmt: skip
 
@@ -49,7 +58,8 @@ def test_medians_quantiles_and_lines() -> None:
 def test_every_figure_is_in_text_documentation_and_page(tmp_path: Path) -> None:
     text, page = report.text(FOUND), report.page(FOUND)
     for each in ("10,000 pages", "QEMU's COLO", "0.100 ms a GiB", "50 % of the cipher", "tcp 100/s", "95.0 %",
-                 "process, input replayed", "of 1,234 acknowledged rows lost: 0"):  # fmt: skip
+                 "process, input replayed", "45.0 %", "4,321", "counted: 0.5 s of detection", "not counted: fencing",
+                 "Planned switchover", "When a host returns", "of 1,234 acknowledged rows lost: 0"):  # fmt: skip
         assert each in text and each.replace("'", "&#x27;") in page, each
     assert page.count("<svg") >= 5 and "<a CPU>" not in page and "http" not in page.replace("http-equiv", "")
     docs = tmp_path / "performance.md"
@@ -58,6 +68,20 @@ def test_every_figure_is_in_text_documentation_and_page(tmp_path: Path) -> None:
     written = docs.read_text()
     assert written.startswith("before\n") and written.endswith("after\n") and "old" not in written
     assert "| 10,000 pages | 50 |" in written
+
+
+def test_parts_that_an_earlier_version_measured_have_the_tables_that_they_have() -> None:
+    earlier = {"lab": {name: FOUND["lab"][name] for name in ("machine", "off", "on")},
+               "failover": {name: FOUND["failover"][name] for name in ("machine", "gaps_ms", "lost", "resets", "acknowledged")}}  # fmt: skip
+    headings = [heading for heading, __, ___ in report.tables(earlier)]
+    assert headings == ["Latency that a client sees", "Gap that a client sees when the primary dies"]
+    assert "detection" not in report.text(earlier), "that restart had none"
+
+
+def test_the_rate_of_a_sync_is_of_those_whose_time_is_known() -> None:
+    rows = {row[0]: row[1:] for __, ___, rows in report.tables(FOUND) for row in rows}
+    assert rows["sent a second of the sync, MiB/s"] == [1, 100.0, 100.0, 100.0]
+    assert rows["protected again, s after the host was up"][0] == 2
 
 
 def test_colos_pauses_are_those_between_stop_and_resume() -> None:

@@ -112,6 +112,15 @@ class Orders:
             raise KvmftError("audit", f"No audit: {result['error']}.", "Wait for `protected`.")
         return {key: result[key] for key in ("epoch", "pages", "different", "first_different")}
 
+    async def epochs(self, since: Any) -> dict[str, Any]:
+        """The epochs after `since` one by one, and what is held at this moment, in bytes."""
+        vm = self._vm
+        if vm.worker is None or not vm.protects:
+            raise KvmftError("not_protected", f"VM {vm.state.vm} is not protected from here.",
+                             "Ask the host where it runs.")  # fmt: skip
+        found = await vm.epochs.ask(vm.worker, since)
+        return {**found, "held_bytes": vm.figures.get("held_bytes")}
+
     def claim(self) -> None:
         """A person orders this side, a secondary, to take over."""
         if self._vm.worker is None or self._vm.state.role != "secondary":

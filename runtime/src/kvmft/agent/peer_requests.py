@@ -42,6 +42,8 @@ class PeerRequests:
             case "peer_switch":
                 await self._agent.primary_of(name_of(args)).orders.switch()
                 return {}
+            case "peer_log_speed":
+                return {"port": await self._agent.log_speed.receive(caller, args)}
             case "standby_admit":
                 return await self.admit(args)
             case "standby_prepare":

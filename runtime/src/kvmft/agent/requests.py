@@ -58,6 +58,10 @@ class Requests:
                 return await self._failover(name_of(args), args)
             case "vm_audit":
                 return await self._agent.known(name_of(args)).orders.audit()
+            case "vm_epochs":
+                return await self._agent.known(name_of(args)).orders.epochs(args.get("since"))
+            case "log_speed":
+                return await self._agent.log_speed.measure(args)
             case "events" | "events_cluster" | "events_verify":
                 return await self._agent.history.answer(op, args)
             case "doctor":

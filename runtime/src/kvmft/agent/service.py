@@ -15,6 +15,7 @@ from kvmft.agent.farewells import Farewell, Farewells
 from kvmft.agent.history import History
 from kvmft.agent.host import Host
 from kvmft.agent.lines import MAX_LINE, serve
+from kvmft.agent.logspeed import LogSpeed
 from kvmft.agent.maintenance import Maintenance
 from kvmft.agent.metrics import Metrics
 from kvmft.agent.peer_requests import PeerRequests
@@ -41,6 +42,7 @@ class Agent:
         self.events = EventLog(EVENTS, config.host)
         self.peers = Peers(config)
         self.history = History(self)
+        self.log_speed = LogSpeed(config, self.peers)
         self.arbiter_ok: bool | None = None
         self.arbiter_reason = ""
         self.arbiter_watch = ArbiterWatch(config, self.store.root)

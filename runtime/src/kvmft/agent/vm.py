@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmft.agent.answers import Answers
 from kvmft.agent.counters import Counters
+from kvmft.agent.epochs import Epochs
 from kvmft.agent.exposure import Exposure
 from kvmft.agent.farewells import Farewell
 from kvmft.agent.hardware_watch import HardwareWatch
@@ -58,6 +59,7 @@ class ManagedVm:
         self.exposure = Exposure(os.path.join(agent.store.root, state.vm))
         self.accelerator: str | None = None
         self.answers = Answers(state.vm)
+        self.epochs = Epochs()
         self.pairing = Pairing(agent, state)
         self.hardware = HardwareWatch(agent, state.vm)
         self.standby = Standby(agent, state)
@@ -370,6 +372,8 @@ class ManagedVm:
                 self.answers.listening(int(message["port"]))
             case "audit":
                 self.answers.audited(message)
+            case "epochs":
+                self.epochs.take(message)
             case "handed_over":
                 self._handed_over(message)
             case "base_taken":
@@ -393,6 +397,7 @@ class ManagedVm:
         self.worker = None
         self._settling = True
         self.answers.worker_ended(self._outcome[1] if self._outcome else None)
+        self.epochs.lost()
         asyncio.get_running_loop().create_task(self._settle())
 
     async def _settle(self) -> None:

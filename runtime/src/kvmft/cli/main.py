@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from kvmft import __version__
-from kvmft.cli import watch
+from kvmft.cli import bench, watch
 from kvmft.cli.client import SOCKET, ask
 from kvmft.errors import KvmftError
 
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("check", "all reasons why a VM cannot be protected")
     verb("audit", "compare the replica's memory with the VM's")
     watch.add_verbs(verbs)
+    bench.add_verb(verbs)
     verb("doctor", "probe this host by doing", vm=False)
     verb("host", "versions, peers and arbiter of this host", vm=False)
     upkeep = verb("maintenance", "whether this host takes new secondaries", vm=False)
@@ -228,7 +229,7 @@ def _agent(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. 0: done; 1: refused or findings; 2: usage; 3: not reached in time."""
     options = _parser().parse_args(arguments)
-    verbs = {**watch.VERBS, "status": _status, "doctor": _doctor, "agent": _agent,
+    verbs = {**watch.VERBS, "bench": bench.bench, "status": _status, "doctor": _doctor, "agent": _agent,
              "check": _plain, "audit": _plain, "host": _plain,
              "maintenance": _maintenance}  # fmt: skip
     if options.verb == "hook":

@@ -132,6 +132,9 @@ class PrimaryWorker:
                 self.reactor.stop()
             case "samples":
                 self.link.send(msg="samples", **self.status.stats.samples())
+            case "epochs":
+                newer = self.status.stats.newer(self.reactor.now(), line.get("since"))
+                self.link.send(msg="epochs", id=line["id"], **newer)
             case "audit":
                 if self.machine.protected:
                     self.audits.ask(int(line["id"]))

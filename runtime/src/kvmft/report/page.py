@@ -1,4 +1,4 @@
-"""build/bench.html: what was measured as plots and tables, in one file without anything from elsewhere."""
+"""A page of what was measured: plots and tables, in one file without anything from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--rule) }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, .prose th, .prose td { text-align: left }
 .plot { overflow-x: auto } svg { font: 12px system-ui, sans-serif } .note { color: var(--faint) }
 """
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; numbers as they are, None as a dash."""
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], prose: bool = False) -> str:
+    """An HTML table; numbers as they are, None as a dash. `prose`: it has more words than numbers."""
     cells = "".join(f"<th>{escape(each)}</th>" for each in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(shown(each))}</td>" for each in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    opening = '<table class="prose">' if prose else "<table>"
+    return f"{opening}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def shown(value: Any) -> str:
