@@ -15,6 +15,7 @@ from kvmft.agent import host as host_mod
 from kvmft.agent.config import parse
 from kvmft.agent.events import EventLog
 from kvmft.agent.farewells import Farewells
+from kvmft.agent.forecasts import Forecasts
 from kvmft.agent.host import Host
 from kvmft.agent.maintenance import Maintenance
 from kvmft.agent.service import Agent
@@ -98,6 +99,7 @@ def agent(tmp_path: Path) -> Agent:
     made.peers = FakePeers()
     made.arbiter_ok, made.arbiter_reason, made._vms = True, "", {}
     made.maintenance = Maintenance(str(tmp_path / "maintenance.json"), "a")
+    made.forecasts = Forecasts(made)
     made.farewells = Farewells(
         str(tmp_path / "farewells.json"), made._tell_to_discard,
         made.events.add,

@@ -16,6 +16,7 @@ from kvmft.agent.arbiterwatch import ArbiterWatch
 from kvmft.agent.config import Config, check_options
 from kvmft.agent.events import EventLog
 from kvmft.agent.farewells import Farewell, Farewells
+from kvmft.agent.forecasts import Forecasts
 from kvmft.agent.history import History
 from kvmft.agent.host import Host, available_memory
 from kvmft.agent.lines import MAX_LINE, serve
@@ -49,6 +50,7 @@ class Agent:
         self.events = EventLog(EVENTS, config.host)
         self.peers = Peers(config)
         self.history = History(self)
+        self.forecasts = Forecasts(self)
         self.arbiter_ok: bool | None = None
         self.arbiter_reason = ""
         self.arbiter_watch = ArbiterWatch(config, self.store.root)
@@ -191,6 +193,8 @@ class Agent:
                 return await self._failover(_name(args), args)
             case "vm_audit":
                 return await self._known(_name(args)).audit()
+            case "vm_forecast":
+                return await self.forecasts.answer(_name(args), args)
             case "events" | "events_cluster" | "events_verify":
                 return await self.history.answer(op, args)
             case "doctor":
