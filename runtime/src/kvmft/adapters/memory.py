@@ -117,7 +117,7 @@ class GuestMemory:
             raise KvmftError(
                 "memory_tracked",
                 f"The memory of QEMU process {pid} is tracked already.",
-                "Wait until the migration, snapshot or protection that does so has ended.",
+                "Wait until the migration, snapshot, forecast or protection that does so has ended.",
             )
         remote = inject.make_userfaultfd(pid) if remote is None else remote
         try:
@@ -128,9 +128,17 @@ class GuestMemory:
         self._remote_fd = remote if lasting else None
         self._userfault = Userfault(fetched)
         self._tracking = True
-        for block in blocks:
-            self._userfault.register(block.hva, block.size)
-            self._userfault.protect(block.hva, block.size)
+        try:
+            for block in blocks:
+                self._userfault.register(block.hva, block.size)
+                self._userfault.protect(block.hva, block.size)
+        except (OSError, KvmftError):
+            if not lasting:
+                # What was registered goes with the only descriptor; the rest may be another's.
+                self._tracking = False
+                self._userfault.close()
+                self._pagemap.close()
+            raise
 
     def detach(self) -> None:
         """End tracking and leave QEMU as it was before `attach`."""
