@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.bench import page as pages
 from tests.bench.figures import line, summary
+from tests.bench.forecast import compare
 from tests.bench.lab import added
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -20,6 +21,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     result: list[Table] = []
     if engine := found.get("engine"):
         result += [_pauses(engine), _fits(engine), _compute(engine), _log(engine)]
+        result += [_forecast(engine["forecast"])] if engine.get("forecast") else []
     if lab := found.get("lab"):
         result.append(_latency(lab))
     if failover := found.get("failover"):
@@ -71,6 +73,15 @@ def _log(engine: dict[str, Any]) -> Table:
     rows = [["openssl speed, AES-256-GCM, 16 KiB", f"{cipher / 1e6:,.0f} MB/s", ""],
             ["FT log, one connection, loopback", f"{log / 1e6:,.0f} MB/s", f"{100 * log / cipher:.0f} % of the cipher"]]  # fmt: skip
     return "FT log clear of any guest", ("", "throughput", ""), rows
+
+
+def _forecast(found: list[dict[str, Any]]) -> Table:
+    rows = []
+    for each in found:
+        for name, foretold, measured in compare(each):
+            rows.append([f"{each['dirty_pages']:,} pages, {each['pace']}", name, foretold, measured,
+                         foretold / measured if measured else None])  # fmt: skip
+    return "Forecast beside result", ("guest", "figure", "foretold", "measured", "ratio"), rows
 
 
 def _latency(lab: dict[str, Any]) -> Table:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench import bounds, colo, engine, failover, lab, report
+from tests.bench import bounds, colo, engine, failover, forecast, lab, report
 from tests.lab.lab import ROOT
 from tests.pair.conftest import ACCELERATORS, kvm_boots
 
@@ -50,6 +50,8 @@ def measure_engine(seconds: float) -> dict[str, Any]:
     for accelerator in ACCELERATORS:
         say(f"a guest that computes, on {accelerator}")
         found["compute"].append(engine.measure(accelerator, 10, seconds, spins=200_000))
+    say("forecasts, and what they foretold")
+    found["forecast"] = forecast.measure(best, seconds)
     say("the cipher and the FT log")
     found["cipher_bytes_s"] = bounds.cipher()
     found["log_bytes_s"] = bounds.log_throughput(seconds / 2)
