@@ -15,7 +15,7 @@ from tests.bench import bounds, engine
 from tests.bench.figures import summary
 from tests.pair.harness import RUNTIME, VM_UUID, Pair, Qemu
 
-PAGES = (10, 100, 1_000, 10_000)
+PAGES = (100, 1_000, 10_000)
 PATIENT = {"detection_ms": 5000, "agent_grace_ms": 5000}
 PACES = {"every 20 ms": engine.OPTIONS, "default pace": PATIENT}
 LOG_SECONDS = 2.0

@@ -116,7 +116,17 @@ def test_the_share_of_standing_still_is_kept_whatever_the_pauses() -> None:
     given = measured(lambda length: 100_000, lambda length: round(length * 2000), log_rate=5e9)
     for share in (0.5, 0.2):
         found = forecast.predict(given, Pace(max_pause_share=share, max_added_latency=10.0))
-        assert found.pause_share == pytest.approx(share, rel=0.05)
+        assert found.pause_share == pytest.approx(share, rel=0.05) and "max_pause_share)" not in str(found.missed)
+
+
+def test_pauses_that_cannot_be_foreseen_break_the_share_and_that_is_told() -> None:
+    """One checkpoint in twelve is enormous: a pause counts for the next run time as two usual ones at most."""
+    given = measured(lambda length: 10, lambda length: round(length * 2000), log_rate=50e9)
+    some = tuple(dataclasses.replace(each, pages=200_000, copied=0) if index % 12 == 0 else each
+                 for index, each in enumerate(given.intervals))  # fmt: skip
+    found = forecast.predict(dataclasses.replace(given, intervals=some), Pace(max_pause_share=0.1, max_added_latency=10.0))
+    assert found.pause_share > 0.15
+    assert found.missed is not None and "(max_pause_share)" in found.missed
 
 
 def test_an_objective_that_would_be_missed_is_told_in_the_words_of_status() -> None:

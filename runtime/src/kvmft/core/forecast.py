@@ -271,7 +271,7 @@ def _waits_missed(waits: Sequence[float], pace: Pace) -> str | None:
 
 
 def _share_missed(share: float, pace: Pace) -> str | None:
-    if share <= pace.max_pause_share:
+    if round(100 * share) <= round(100 * pace.max_pause_share):
         return None
     return (
         f"The VM stands still {100 * share:.0f} % of the time, asked for are at most {100 * pace.max_pause_share:.0f} % "
