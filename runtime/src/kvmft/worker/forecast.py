@@ -79,7 +79,7 @@ def _dirty(measured: Measured) -> list[dict[str, Any]]:
 
 def _costs(measured: Measured, cost: Costs) -> dict[str, Any]:
     return {"pause_without_pages_ms": round(cost.pause(0) * 1000, 3), "page_ns": round(cost.page * 1e9),
-            "scan_ms": round(cost.scan * 1000, 4), "scan_ms_per_gib": round(cost.scan * 1000 / (measured.ram / (1 << 30)), 3),
+            "scan_ms": round(cost.scan * 1000, 4),
             "monitor_ms": _milliseconds(measured.round_trips), "stops_ms": [round(each * 1000, 3) for each in measured.stops],
             "log_bytes_s": round(cost.log_rate)}  # fmt: skip
 
