@@ -58,6 +58,7 @@ def test_it_counts_what_the_guest_writes_and_leaves_qemu_as_it_was(writer: Pair)
     assert descriptors(writer) == before
     runs_on(writer)
     again = forecast.ask(writer.primary_vm, engine.OPTIONS, 2.0, stops=True)
+    assert os.sched_getscheduler(writer.primary_vm.process.pid) == os.SCHED_OTHER
     assert len(again["costs"]["stops_ms"]) == 5 and not any("--stop" in each for each in again["assumed"])
     assert descriptors(writer) == before
     runs_on(writer)

@@ -16,6 +16,7 @@ import numpy as np
 
 from kvmft.adapters import linux
 from kvmft.adapters.memory import GuestMemory
+from kvmft.adapters.priority import Priority
 from kvmft.adapters.qmp import Monitor
 from kvmft.adapters.ramblocks import discover
 from kvmft.adapters.reactor import Reactor
@@ -53,12 +54,14 @@ class Task:
     stops: bool
     log_rate: float | None
     pace: Pace
+    realtime: bool
 
     @classmethod
     def parse(cls, line: dict[str, Any]) -> Task:
         """Read the start line."""
         return cls(line["vm"], line["uuid"], int(line["qemu_pid"]), line.get("own_monitor"), tuple(line["nics"]),
-                   float(line["seconds"]), bool(line.get("stops")), line.get("log_rate"), pace_of(line["options"]))  # fmt: skip
+                   float(line["seconds"]), bool(line.get("stops")), line.get("log_rate"), pace_of(line["options"]),
+                   bool(line["options"].get("realtime", True)))  # fmt: skip
 
 
 class Watch:
@@ -97,6 +100,8 @@ class Survey:
 
     def measure(self) -> Measured:
         """Track the VM for the time that was asked for, and leave QEMU as it was."""
+        if self._task.realtime:
+            Priority()  # as under protection; what is measured must not be how busy the host is
         blocks = discover(self._hmp, self._task.qemu_pid)
         trips = tuple(self._timed("query-name") for __ in range(TRIPS))
         try:
@@ -176,7 +181,12 @@ class Survey:
     def _stops(self) -> tuple[float, ...]:
         """STOPS real ones. QEMU itself lets the VM run on after each, as it ran before, whatever becomes of us."""
         found = []
-        for __ in range(STOPS):
-            self._watch.until(Reactor.now() + STOPS_APART)
-            found.append(self._timed("xen-save-devices-state", filename=DISCARD, live=True))
+        priority = Priority(self._task.qemu_pid) if self._task.realtime else None
+        try:
+            for __ in range(STOPS):
+                self._watch.until(Reactor.now() + STOPS_APART)
+                found.append(self._timed("xen-save-devices-state", filename=DISCARD, live=True))
+        finally:
+            if priority is not None:
+                priority.give_back()
         return tuple(found)
