@@ -55,7 +55,7 @@ def test_it_counts_what_the_guest_writes_and_leaves_qemu_as_it_was(writer: Pair)
     print(f"\n{pages} pages in so many ms; {found['costs']}")
     assert PAGES <= pages[100] <= PAGES + OTHERS and PAGES <= pages[500] <= PAGES + OTHERS
     assert all(count <= PAGES + OTHERS for count in pages.values())
-    assert PAGES * 0.5 <= found["pages_per_epoch"]["p50"] <= PAGES + OTHERS
+    assert PAGES <= found["pages_per_epoch"]["p99"] <= PAGES + OTHERS
     as_before(writer, before)
     again = forecast.ask(writer.primary_vm, engine.OPTIONS, 2.0, stops=True)
     assert os.sched_getscheduler(writer.primary_vm.process.pid) == os.SCHED_OTHER
@@ -90,11 +90,11 @@ def test_it_comes_true(writer: Pair) -> None:
     secondary, port = writer.start_secondary(options=engine.OPTIONS)
     primary = writer.start_primary(port, options=engine.OPTIONS)
     primary.wait(60, msg="state", state="protected")
+    # Of a guest that a starved machine lets run now and then, half of the short intervals may have no page: the most counts.
+    assert PAGES <= told["pages_per_epoch"]["p99"] <= PAGES + OTHERS
     rows: dict[str, tuple[float, float]] = {}
     for __ in range(WINDOWS):
         rows = _window(primary, told)
-        foretold, measured = rows["pages per epoch"]
-        assert measured * 0.75 < foretold < measured * 1.25
         if all(measured / 4 < foretold < measured * 4 for foretold, measured in (rows[name] for name in TIMES)):
             return
     pytest.fail(f"far from what was foretold, {WINDOWS} times: {rows}")
@@ -106,6 +106,7 @@ def _window(primary: Worker, told: dict[str, Any]) -> dict[str, tuple[float, flo
     time.sleep(SECONDS)
     primary.send(cmd="samples")
     samples, status = primary.wait(msg="samples"), primary.wait(msg="status")
+    assert max(samples["pages"][-10:]) <= PAGES + OTHERS and max(samples["pages"]) >= PAGES, "what was foretold"
     epochs = max(10, len(samples["pages"]) // 2)
     result = {"pause_share": status["guest_clock_loss_ppm"] / 1e6, "log_bytes_s": status["log_bandwidth_bytes_s"],
               **{name: values[-epochs:] for name, values in samples.items() if name != "msg"}}  # fmt: skip
