@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ def memory_for(pages: int) -> int:
 
 
 def measure(
-    accelerator: str, pages: int, seconds: float, memory_mib: int | None = None, prealloc: str = "off", spins: int = 0
+    accelerator: str, pages: int, seconds: float, memory_mib: int | None = None, prealloc: str = "off", spins: int = 0,
+    options: dict[str, Any] = OPTIONS, first: Callable[[Pair], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Protect a guest that dirties `pages` all the time; what each epoch of `seconds` took, in milliseconds.
 
     The first second is not counted. `counts_s` is how many rounds the guest got done a second, before and then under
-    protection.
+    protection. `first` is called while the guest runs unprotected; what it returns is the result's `forecast`.
     """
     memory = memory_mib or memory_for(pages)
     mask = 255 if pages < 2000 else 0
@@ -40,21 +42,23 @@ def measure(
         try:
             wait_for("the guest counting", lambda: len(pair.primary_vm.counts) > 1, 60)
             before = _rate(pair, min(seconds, 5.0))
-            __, port = pair.start_secondary(options=OPTIONS)
-            primary = pair.start_primary(port, options=OPTIONS)
+            foretold = {"forecast": first(pair)} if first else {}
+            __, port = pair.start_secondary(options=options)
+            primary = pair.start_primary(port, options=options)
             begun = time.monotonic()
             primary.wait(300, msg="state", state="protected")
             synced = time.monotonic() - begun
             time.sleep(1.0)
-            skip = len(_samples(primary)["pause_ms"])
+            skip, told = len(_samples(primary)["pause_ms"]), len(primary.messages)
             during = _rate(pair, seconds)
             found = {name: values[skip:] for name, values in _samples(primary).items()}
+            rates = [each["log_bandwidth_bytes_s"] for each in primary.messages[told:] if each["msg"] == "status"]
         finally:
             pair.stop()
     return {
         "accelerator": accelerator, "dirty_pages": pages, "memory_mib": memory, "first_sync_s": round(synced, 2),
         "counts_s": [round(before, 1), round(during, 1)], "pause_share": round(sum(found["pause_ms"]) / max(sum(found["interval_ms"]), 1e-9), 4),
-        **found,
+        "log_bytes_s": round(sum(rates) / max(1, len(rates))), **found, **foretold,
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from kvmft.report import page as pages
 from kvmft.report.figures import line, summary
 from tests.bench import restart
+from tests.bench.forecast import compare
 from tests.bench.lab import added
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -21,6 +22,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     result: list[Table] = []
     if engine := found.get("engine"):
         result += [_pauses(engine), _fits(engine), _compute(engine), _log(engine)]
+        result += [_forecast(engine["forecast"])] if engine.get("forecast") else []
     if lab := found.get("lab"):
         result.append(_latency(lab))
         # What an earlier version measured has fewer parts.
@@ -77,6 +79,15 @@ def _log(engine: dict[str, Any]) -> Table:
     rows = [["openssl speed, AES-256-GCM, 16 KiB", f"{cipher / 1e6:,.0f} MB/s", ""],
             ["FT log, one connection, loopback", f"{log / 1e6:,.0f} MB/s", f"{100 * log / cipher:.0f} % of the cipher"]]  # fmt: skip
     return "FT log clear of any guest", ("", "throughput", ""), rows
+
+
+def _forecast(found: list[dict[str, Any]]) -> Table:
+    rows = []
+    for each in found:
+        for name, foretold, measured in compare(each):
+            rows.append([f"{each['dirty_pages']:,} pages, {each['pace']}", name, foretold, measured,
+                         foretold / measured if measured else None])  # fmt: skip
+    return "Forecast beside result", ("guest", "figure", "foretold", "measured", "ratio"), rows
 
 
 def _latency(lab: dict[str, Any]) -> Table:

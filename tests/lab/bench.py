@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from kvmft.report import bounds
-from tests.bench import colo, engine, failover, lab, log, report
+from tests.bench import colo, engine, failover, forecast, lab, log, report
 from tests.lab.lab import ROOT
 from tests.pair.conftest import ACCELERATORS, kvm_boots
 
@@ -51,6 +51,8 @@ def measure_engine(seconds: float) -> dict[str, Any]:
     for accelerator in ACCELERATORS:
         say(f"a guest that computes, on {accelerator}")
         found["compute"].append(engine.measure(accelerator, 10, seconds, spins=200_000))
+    say("forecasts, and what they foretold")
+    found["forecast"] = forecast.measure(best, seconds)
     say("the cipher and the FT log")
     found["cipher_bytes_s"] = bounds.cipher()
     found["log_bytes_s"] = log.throughput(seconds / 2)

@@ -15,6 +15,7 @@ from kvmft.agent import host as host_mod
 from kvmft.agent.config import parse
 from kvmft.agent.events import EventLog
 from kvmft.agent.farewells import Farewells
+from kvmft.agent.forecasts import Forecasts
 from kvmft.agent.host import Host
 from kvmft.agent.maintenance import Maintenance
 from kvmft.agent.peer_requests import PeerRequests
@@ -101,6 +102,7 @@ def agent(tmp_path: Path) -> Agent:
     made.arbiter_ok, made.arbiter_reason, made._vms = True, "", {}
     made.requests, made.peer_requests = Requests(made), PeerRequests(made)
     made.maintenance = Maintenance(str(tmp_path / "maintenance.json"), "a")
+    made.forecasts = Forecasts(made)
     made.farewells = Farewells(
         str(tmp_path / "farewells.json"), made._tell_to_discard,
         made.events.add,

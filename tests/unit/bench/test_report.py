@@ -27,6 +27,9 @@ FOUND: dict[str, Any] = {
         "pages": [engine(10), engine(100), engine(10_000)], "ram": [engine(100, 256), engine(100, 1024), engine(100, 4096)],
         "memcpy_ms": {"10": [0.01], "100": [0.05], "10000": [9.0, 10.0, 11.0]}, "colo_ms": {"100": [2.0, 3.0, 4.0]},
         "compute": [engine(10)], "cipher_bytes_s": 2e9, "log_bytes_s": 1e9,
+        "forecast": [{**engine(100), "pace": "default pace", "log_bytes_s": 2_000_000, "forecast": {
+            "pause_ms": {"p50": 2.3, "p99": 4.6}, "pages_per_epoch": {"p50": 101.0}, "interval_ms": {"p50": 502.0},
+            "pause_share": 0.01, "log_bandwidth_bytes_s": 3_000_000}}],
     },
     "lab": {
         "machine": {"cpu": "x", "cores": 2, "kernel": "6.18", "qemu": "7.2", "python": "3.11", "when": "today"},
@@ -58,7 +61,7 @@ def test_medians_quantiles_and_lines() -> None:
 def test_every_figure_is_in_text_documentation_and_page(tmp_path: Path) -> None:
     text, page = report.text(FOUND), report.page(FOUND)
     for each in ("10,000 pages", "QEMU's COLO", "0.100 ms a GiB", "50 % of the cipher", "tcp 100/s", "95.0 %",
-                 "process, input replayed", "45.0 %", "4,321", "counted: 0.5 s of detection", "not counted: fencing",
+                 "100 pages, default pace", "process, input replayed", "45.0 %", "4,321", "counted: 0.5 s of detection", "not counted: fencing",
                  "Planned switchover", "When a host returns", "of 1,234 acknowledged rows lost: 0"):  # fmt: skip
         assert each in text and each.replace("'", "&#x27;") in page, each
     assert page.count("<svg") >= 5 and "<a CPU>" not in page and "http" not in page.replace("http-equiv", "")
@@ -66,7 +69,7 @@ def test_every_figure_is_in_text_documentation_and_page(tmp_path: Path) -> None:
     docs.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     report.write_docs(docs, FOUND)
     written = docs.read_text()
-    assert written.startswith("before\n") and written.endswith("after\n") and "old" not in written
+    assert written.startswith("before\n") and written.endswith("after\n") and "\nold\n" not in written
     assert "| 10,000 pages | 50 |" in written
 
 
@@ -82,6 +85,15 @@ def test_the_rate_of_a_sync_is_of_those_whose_time_is_known() -> None:
     rows = {row[0]: row[1:] for __, ___, rows in report.tables(FOUND) for row in rows}
     assert rows["sent a second of the sync, MiB/s"] == [1, 100.0, 100.0, 100.0]
     assert rows["protected again, s after the host was up"][0] == 2
+
+
+def test_a_forecast_stands_beside_its_result() -> None:
+    __, head, rows = next(table for table in report.tables(FOUND) if table[0] == "Forecast beside result")
+    by_name = {row[1]: dict(zip(head, row, strict=True)) for row in rows}
+    assert by_name["pause median ms"]["ratio"] == pytest.approx(2.3 / 1.15)
+    assert by_name["pages per epoch"] == {"guest": "100 pages, default pace", "figure": "pages per epoch", "foretold": 101.0,
+                                          "measured": 100.0, "ratio": 1.01}  # fmt: skip
+    assert by_name["stands still %"]["ratio"] == 0.5 and by_name["FT log MB/s"]["ratio"] == 1.5
 
 
 def test_colos_pauses_are_those_between_stop_and_resume() -> None:

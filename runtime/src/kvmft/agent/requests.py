@@ -60,6 +60,8 @@ class Requests:
                 return await self._agent.known(name_of(args)).orders.audit()
             case "vm_epochs":
                 return await self._agent.known(name_of(args)).orders.epochs(args.get("since"))
+            case "vm_forecast":
+                return await self._agent.forecasts.answer(name_of(args), args)
             case "log_speed":
                 return await self._agent.log_speed.measure(args)
             case "events" | "events_cluster" | "events_verify":

@@ -12,6 +12,7 @@ from kvmft.agent.arbiterwatch import ArbiterWatch
 from kvmft.agent.config import Config
 from kvmft.agent.events import EventLog
 from kvmft.agent.farewells import Farewell, Farewells
+from kvmft.agent.forecasts import Forecasts
 from kvmft.agent.history import History
 from kvmft.agent.host import Host
 from kvmft.agent.lines import MAX_LINE, serve
@@ -42,6 +43,7 @@ class Agent:
         self.events = EventLog(EVENTS, config.host)
         self.peers = Peers(config)
         self.history = History(self)
+        self.forecasts = Forecasts(self)
         self.log_speed = LogSpeed(config, self.peers)
         self.arbiter_ok: bool | None = None
         self.arbiter_reason = ""

@@ -245,6 +245,7 @@ class ManagedVm:
 
     async def _start_primary(self, found: Found | None, port: int | None) -> None:
         state, agent = self.state, self._agent
+        await agent.forecasts.end(state.vm)
         if found is None:
             found = await asyncio.to_thread(agent.host.find, state.vm)
         disks = await asyncio.to_thread(agent.host.disk_sizes, state.vm, found.domain)

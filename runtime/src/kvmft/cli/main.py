@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from kvmft import __version__
-from kvmft.cli import bench, watch
+from kvmft.cli import bench, forecast, watch
 from kvmft.cli.client import SOCKET, ask
 from kvmft.errors import KvmftError
 
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
                            help="wait for `protected` at most so long")  # fmt: skip
     verb("check", "all reasons why a VM cannot be protected")
     verb("audit", "compare the replica's memory with the VM's")
+    forecast.add_verb(verbs, PACE)
     watch.add_verbs(verbs)
     bench.add_verb(verbs)
     verb("doctor", "probe this host by doing", vm=False)
@@ -231,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     verbs = {**watch.VERBS, "bench": bench.bench, "status": _status, "doctor": _doctor, "agent": _agent,
              "check": _plain, "audit": _plain, "host": _plain,
+             "forecast": lambda given: forecast.forecast(given, PACE),
              "maintenance": _maintenance}  # fmt: skip
     if options.verb == "hook":
         from kvmft.cli import hook

@@ -85,7 +85,8 @@ def _seconds(options: dict[str, Any], name: str, default_ms: float) -> float:
     return float(value) / 1000.0
 
 
-def _pace(options: dict[str, Any]) -> Pace:
+def pace_of(options: dict[str, Any]) -> Pace:
+    """The pace that a VM's options ask for; KvmftError `option_invalid`."""
     share = options.get("max_pause_share", Pace.max_pause_share)
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1:
         raise KvmftError(
@@ -124,7 +125,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             state_dir=line["state_dir"],
             tls=TlsFiles(line["tls"]["ca"], line["tls"]["cert"], line["tls"]["key"]),
             arbiter=line["arbiter"],
-            pace=_pace(options),
+            pace=pace_of(options),
             replay_input=bool(options.get("replay_input", True)),
             realtime=bool(options.get("realtime", True)),
             true_time=bool(options.get("true_time", True)),
