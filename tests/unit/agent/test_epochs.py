@@ -41,7 +41,7 @@ def protected(tmp_path: Path) -> tuple[Agent, ManagedVm, Worker]:
 
 
 def ask(a: Agent, **args: Any) -> Any:
-    return asyncio.run(a._request("vm_epochs", {"vm": "v", **args}))
+    return asyncio.run(a.requests.answer("vm_epochs", {"vm": "v", **args}))
 
 
 def test_epochs_of_the_worker_and_what_is_held(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_who_asks_together_is_answered_with_his_own(tmp_path: Path) -> None:
     worker.stats.captured(3.0, 0.002, 42)
 
     async def both() -> list[Any]:
-        return await asyncio.gather(a._request("vm_epochs", {"vm": "v", "since": {}}), a._request("vm_epochs", {"vm": "v"}))
+        return await asyncio.gather(a.requests.answer("vm_epochs", {"vm": "v", "since": {}}), a._request("vm_epochs", {"vm": "v"}))
 
     all_of_them, none_of_them = asyncio.run(both())
     assert all_of_them["values"]["pages"] == [42.0] and none_of_them["values"] == {}
@@ -83,7 +83,7 @@ def test_a_worker_that_ends_leaves_nobody_waiting(tmp_path: Path) -> None:
     worker.answers = False
 
     async def run() -> None:
-        asked = asyncio.create_task(a._request("vm_epochs", {"vm": "v"}))
+        asked = asyncio.create_task(a.requests.answer("vm_epochs", {"vm": "v"}))
         await asyncio.sleep(0)
         vm._epochs.lost()
         await asked

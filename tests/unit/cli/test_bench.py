@@ -17,6 +17,7 @@ import pytest
 
 from kvmft.agent.history import History
 from kvmft.agent.lines import serve
+from kvmft.agent.requests import Requests
 from kvmft.agent.service import Agent
 from kvmft.cli.main import main
 from kvmft.report import bounds, evidence
@@ -56,15 +57,15 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ag
     a.events.add("v", "claim_sent", "asks the arbiter", nonce=CANARY, session=CANARY, generation=7)
     a.events.add("other", "state", f"of another VM {CANARY}")
     a.history = History(a)
-    real = Agent._request
+    real = Requests.answer
 
-    async def request(self: Agent, op: str, args: dict[str, Any]) -> Any:
+    async def request(self: Requests, op: str, args: dict[str, Any]) -> Any:
         if op == "host_info":  # it needs a libvirt
             return {"host": "a", "version": "1.0", "qemu": "10.0", "libvirt": "11.3", "peers": {"b": {}},
                     "arbiter": {"token": CANARY}}  # fmt: skip
         return await real(self, op, args)
 
-    monkeypatch.setattr(Agent, "_request", request)
+    monkeypatch.setattr(Requests, "answer", request)
     monkeypatch.setattr(evidence, "POLL", 0.1)
     monkeypatch.setattr(bounds, "CIPHER_SECONDS", 1)
     path = str(tmp_path / "control.sock")
@@ -73,7 +74,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ag
     thread.start()
 
     async def listen() -> asyncio.AbstractServer:
-        return await asyncio.start_unix_server(lambda r, w: serve(r, w, a._request), path)
+        return await asyncio.start_unix_server(lambda r, w: serve(r, w, a.requests.answer), path)
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result(5)
     yield a, path
