@@ -59,7 +59,7 @@ def test_who_asks_together_is_answered_with_his_own(tmp_path: Path) -> None:
     worker.stats.captured(3.0, 0.002, 42)
 
     async def both() -> list[Any]:
-        return await asyncio.gather(a.requests.answer("vm_epochs", {"vm": "v", "since": {}}), a._request("vm_epochs", {"vm": "v"}))
+        return await asyncio.gather(a.requests.answer("vm_epochs", {"vm": "v", "since": {}}), a.requests.answer("vm_epochs", {"vm": "v"}))
 
     all_of_them, none_of_them = asyncio.run(both())
     assert all_of_them["values"]["pages"] == [42.0] and none_of_them["values"] == {}
@@ -85,7 +85,7 @@ def test_a_worker_that_ends_leaves_nobody_waiting(tmp_path: Path) -> None:
     async def run() -> None:
         asked = asyncio.create_task(a.requests.answer("vm_epochs", {"vm": "v"}))
         await asyncio.sleep(0)
-        vm._epochs.lost()
+        vm.epochs.lost()
         await asked
 
     with pytest.raises(KvmftError, match="worker ended"):

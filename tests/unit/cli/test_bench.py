@@ -151,7 +151,7 @@ def test_a_part_that_fails_is_told_and_the_rest_is_there(served: tuple[Agent, st
     async def refused(args: dict[str, Any]) -> dict[str, Any]:
         raise evidence.KvmftError("busy", "a is measuring the FT log already.", "Measure again.")
 
-    served[0]._log_speed = type("Speed", (), {"measure": staticmethod(refused)})()  # type: ignore[assignment]
+    served[0].log_speed = type("Speed", (), {"measure": staticmethod(refused)})()  # type: ignore[assignment]
     assert bench(served[1], "--out", str(tmp_path / "bundle"), "--log") == 0
     found = json.loads((tmp_path / "bundle" / "bench.json").read_text())
     assert "measuring the FT log already" in found["log"]["error"] and found["epochs"]["epochs"] > 0

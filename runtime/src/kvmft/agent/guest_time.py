@@ -6,7 +6,10 @@ KVM's clock; others, on the time stamp counter or under emulation, have to be to
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 NOTICEABLE = 0.1
@@ -15,10 +18,12 @@ GAP = 120.0
 """Seconds behind beyond which it was no failover: that guest has a time of its own."""
 PATIENCE, EVERY = 15.0, 0.5
 """Seconds for which an agent that does not answer is asked again, and between two times."""
+_ASKING = ThreadPoolExecutor(1, "guest-time")
+"""One guest after the other, apart from the agent's other work: a guest may take seconds to answer."""
 
 
-def put_right(domain: Any, patience: float = PATIENCE) -> float | None:
-    """Set the wall clock of the libvirt `domain`'s guest to the host's if it is behind as after a failover.
+async def put_right(domain: Callable[[], Any], patience: float = PATIENCE) -> float | None:
+    """Set the wall clock of a guest to the host's if it is behind as after a failover. `domain` gives libvirt's domain.
 
     The seconds that it was behind, or None when nothing was set: it was not behind, or no guest agent answered within
     `patience` seconds. libvirt refuses an agent's commands while a checkpoint has the VM stopped; they are made again.
@@ -28,13 +33,13 @@ def put_right(domain: Any, patience: float = PATIENCE) -> float | None:
     until = time.monotonic() + patience
     while True:
         try:
-            return _set(domain)
+            return await asyncio.get_running_loop().run_in_executor(_ASKING, lambda: _set(domain()))
         except libvirt.libvirtError as error:
             code = error.get_error_code()
             lasting = code in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT)
             if lasting or time.monotonic() >= until:
                 return None
-        time.sleep(EVERY)
+        await asyncio.sleep(EVERY)
 
 
 def _set(domain: Any) -> float | None:

@@ -21,6 +21,7 @@ from kvmft.agent.counters import Counters
 from kvmft.agent.epochs import Epochs
 from kvmft.agent.exposure import Exposure
 from kvmft.agent.farewells import Farewell
+from kvmft.agent.guest_time import put_right
 from kvmft.agent.hardware_watch import HardwareWatch
 from kvmft.agent.host import Found, boot_id
 from kvmft.agent.kept_memory import KeptMemory
@@ -446,6 +447,16 @@ class ManagedVm:
         self.save()
         await asyncio.to_thread(self._agent.host.define_activated, state.vm)
         self._show("need_secondary", f"took over from {state.peer}")
+        if {**self._agent.config.options, **state.options}["true_time"]:
+            asyncio.get_running_loop().create_task(self._put_time_right())
+
+    async def _put_time_right(self) -> None:
+        with contextlib.suppress(KvmftError):
+            behind = await put_right(lambda: self._agent.host.domain(self.state.vm))
+            if behind is not None:
+                self._agent.events.add(self.state.vm, "guest_time_set",
+                                       f"the guest's wall clock was {behind:.2f} s behind and was set",
+                                       behind_ms=round(behind * 1000))  # fmt: skip
         self._later(0.3)
 
     async def _boot_replica(self, reason: str) -> None:
