@@ -156,7 +156,8 @@ class Engine:
                 pause = self._reactor.now() - begun
                 done(Checkpoint(epoch, parts, pages, pause, digests))
 
-        save = command("xen-save-devices-state", filename=self._state_path, live=True)
+        # Not `live`: that would also let go of the disk images, and `cont` would have to open them again.
+        save = command("xen-save-devices-state", filename=self._state_path, live=False)
         self._batch([command("stop"), save], saved, stopped)
 
     def _copy(self, buffer: PageBuffer) -> Copied:

@@ -185,7 +185,7 @@ class Survey:
         try:
             for __ in range(STOPS):
                 self._watch.until(Reactor.now() + STOPS_APART)
-                found.append(self._timed("xen-save-devices-state", filename=DISCARD, live=True))
+                found.append(self._timed("xen-save-devices-state", filename=DISCARD, live=False))
         finally:
             if priority is not None:
                 priority.give_back()
