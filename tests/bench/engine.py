@@ -27,14 +27,14 @@ def memory_for(pages: int) -> int:
 
 def measure(
     accelerator: str, pages: int, seconds: float, memory_mib: int | None = None, prealloc: str = "off", spins: int = 0,
-    options: dict[str, Any] = OPTIONS, first: Callable[[Pair], dict[str, Any]] | None = None,
+    options: dict[str, Any] | None = None, first: Callable[[Pair], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Protect a guest that dirties `pages` all the time; what each epoch of `seconds` took, in milliseconds.
 
     The first second is not counted. `counts_s` is how many rounds the guest got done a second, before and then under
     protection. `first` is called while the guest runs unprotected; what it returns is the result's `forecast`.
     """
-    memory = memory_mib or memory_for(pages)
+    memory, options = memory_mib or memory_for(pages), options or OPTIONS
     mask = 255 if pages < 2000 else 0
     boot = partial(dirtyguest.write_disk, pages=pages, spins=spins, mask=mask)
     with tempfile.TemporaryDirectory() as directory:

@@ -1,4 +1,3 @@
-#!/usr/bin/perl
 # HTTP for ./dev bench, with connections that stay open: / is a short page, /clock the guest's monotonic clock in seconds.
 # perl bench.pl PORT. The PostgreSQL guest has Perl because Debian's PostgreSQL needs it.
 use strict;

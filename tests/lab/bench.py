@@ -4,7 +4,8 @@
 
 Part `engine` needs two QEMUs and no lab: pauses against dirty pages and RAM, beside a plain copy of the same pages,
 `openssl speed`, and QEMU's own COLO. Parts `lab` and `failover` have the PostgreSQL guest, and a client outside the servers: `lab`
-what it gets done and how it answers, `failover` faults, switchovers, re-syncs, and a restart from a replica. `--docs` writes the tables into docs/performance.md. Times of a shared machine are noisy: compare what stands in one run.
+what it gets done and how it answers, `failover` faults, switchovers, re-syncs, and a restart from a replica. `--docs`
+writes the tables into docs/performance.md. Times of a shared machine are noisy: compare what stands in one run.
 """
 
 from __future__ import annotations

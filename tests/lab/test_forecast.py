@@ -20,7 +20,7 @@ SECONDS = 8
 @pytest.fixture(scope="module")
 def unprotected(lab: Lab, quick: guests.Guest) -> Iterator[tuple[str, guests.Guest]]:
     """The guest, unprotected, and the host that runs it; protection is off again at the end."""
-    host = next(node for node in ("node-a", "node-b") if quick.name in lab.run(node, "virsh -q list --name"))
+    (host,) = (node for node in ("node-a", "node-b") if quick.name in lab.run(node, "virsh -q list --name"))
     lab.run(host, f"kvmft disable {quick.name}", check=False)
     yield host, quick
     lab.run(host, f"kvmft disable {quick.name}")

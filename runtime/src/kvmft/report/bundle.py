@@ -140,8 +140,8 @@ def page(found: dict[str, Any]) -> str:
     options = [[name, str(value)] for name, value in sorted((after["options"] or {}).items())]
     sections.append(("The VM's options", pages.table(("option", "value"), options or [["all", "the defaults"]], prose=True)))
     sections.append(("The host", pages.table(("", ""), [[name, _said(value)] for name, value in host.items()], prose=True)))
-    sections.append((f"The VM's last {SHOWN_EVENTS} events", pages.table(("when", "host", "event", "reason"),
-                                                                       _events(found["events"]), prose=True)))  # fmt: skip
+    events = pages.table(("when", "host", "event", "reason"), _events(found["events"]), prose=True)
+    sections.append((f"The VM's last {SHOWN_EVENTS} events", events))
     return pages.page(f"kvmft: the protection of {found['vm']}, measured", lead, sections)
 
 
