@@ -62,7 +62,7 @@ class Rulebook:
     async def down(self) -> None:
         assert self._server is not None
         self._server.close()
-        self.socket.unlink()
+        self.socket.unlink(missing_ok=True)  # Python 3.13 has the server do it
 
     @contextlib.asynccontextmanager
     async def following(self, **args: Any) -> AsyncIterator[None]:
