@@ -6,8 +6,10 @@ here is ended here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -30,9 +32,12 @@ MEMORY_MIB = 64
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on, below those that the kernel gives to outgoing connections (32768 and up): none of
+    these can take it before a server that is told of it does."""
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", random.randrange(10000, 20000)))
+            return int(sock.getsockname()[1])
 
 
 def wait_for(what: str, check: Callable[[], Any], seconds: float = 20.0) -> Any:
