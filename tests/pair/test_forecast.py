@@ -108,8 +108,9 @@ def _window(primary: Worker, told: dict[str, Any]) -> dict[str, tuple[float, flo
     samples, status = primary.wait(msg="samples"), primary.wait(msg="status")
     assert max(samples["pages"][-10:]) <= PAGES + OTHERS and max(samples["pages"]) >= PAGES, "what was foretold"
     epochs = max(10, len(samples["pages"]) // 2)
-    result = {"pause_share": status["guest_clock_loss_ppm"] / 1e6, "log_bytes_s": status["log_bandwidth_bytes_s"],
-              **{name: values[-epochs:] for name, values in samples.items() if name != "msg"}}  # fmt: skip
+    last = {name: values[-epochs:] for name, values in samples.items() if name != "msg"}
+    result = {"pause_share": sum(last["pause_ms"]) / sum(last["interval_ms"]), "log_bytes_s": status["log_bandwidth_bytes_s"],
+              **last}  # fmt: skip
     rows = {name: (foretold, measured) for name, foretold, measured in forecast.compare({"forecast": told, **result})}
     for name, (foretold, measured) in rows.items():
         print(f"\n{name:20} foretold {foretold:8.2f} measured {measured:8.2f} ratio {foretold / measured:.2f}", end="")
