@@ -42,8 +42,16 @@ watch.go_on()
 bring(b"six")
 reactor.run_until(lambda: len(seen) == 4, 2)
 assert seen[3:] == [packet(b"six")]
+other = GuestInput(reactor, "vnet0")
+other.watch(seen.append)
+os.close(guest)  # as when QEMU dies: the interface goes with it, and its sockets say "Network is down"
+reactor.run_until(lambda: False, 0.2)
+watch.drain()
+watch.rest()
+watch.go_on()
 watch.rest()
 watch.close()
+other.close()
 network.close()
 assert not network.put(packet(b"closed"))
 """

@@ -93,8 +93,8 @@ class GuestInput:
                 return
             try:
                 data, address = self._sock.recvfrom(MAX_PACKET)
-            except BlockingIOError:
-                return
+            except OSError:
+                return  # nothing more for now; or the interface is down or gone, as with its QEMU
             if address[2] == PACKET_OUTGOING and len(data) > VNET_HEADER:
                 self._on_packet(data)
 

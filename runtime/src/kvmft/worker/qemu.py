@@ -10,10 +10,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor
 from kvmft.adapters.reactor import READ, Reactor
+from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
 
 QEMU_DEATH_MS = 300
@@ -85,7 +87,8 @@ class Qemu:
             return
         self._vm_died = True
         self._unwatch_qemu()
-        self._reactor.step(0)  # QEMU's last event may still wait in the monitor's socket
+        with suppress(KvmftError, OSError):  # what breaks now broke with QEMU: its death has to be told all the same
+            self._reactor.step(0)  # QEMU's last event may still wait in the monitor's socket
         if self._shutdown == "guest":
             self._on_death(True)
         elif self._config.own_monitor and self._shutdown is None:
