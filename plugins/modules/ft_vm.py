@@ -75,9 +75,24 @@ options:
       agent_grace_ms:
         description: Time that a restarting agent has before its silence counts.
         type: float
+      realtime:
+        description:
+          - Whether the replication's processes and QEMU's main thread have the lowest real-time priority while the VM is
+            protected, so that a checkpoint does not wait behind ordinary work of the host.
+        type: bool
+      replay_input:
+        description:
+          - Whether packets that reached the VM since its last checkpoint are put in again after an unplanned failover,
+            so that clients need not wait until they send them again by themselves.
+        type: bool
       sync_mib_s:
         description: Most that a sync sends, in MiB per second. V(0) is without a bound.
         type: float
+      true_time:
+        description:
+          - Whether a VM on KVM that reads KVM's clock (kvmclock, or Hyper-V's reference time) has the time put forward by
+            which checkpoints and failovers stop it.
+        type: bool
   wait:
     description:
       - Wait until the state is reached, so for V(enabled) until the first sync is done and the VM is C(protected).
@@ -275,7 +290,10 @@ def main() -> None:
                     "detection_ms": {"type": "float"},
                     "hold_bound_ms": {"type": "float"},
                     "agent_grace_ms": {"type": "float"},
+                    "realtime": {"type": "bool"},
+                    "replay_input": {"type": "bool"},
                     "sync_mib_s": {"type": "float"},
+                    "true_time": {"type": "bool"},
                 },
             },
             "wait": {"type": "bool", "default": True},

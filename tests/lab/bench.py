@@ -1,55 +1,102 @@
-"""`./dev bench`: the checkpoint engine measured here, on real QEMUs, into build/bench.json.
+"""`./dev bench`: everything measured side by side on this machine, into build/bench.json and build/bench.html.
 
-The guest of 512 bytes touches 64 pages in a loop, so this shows the engine's own cost: pause, pages
-and bytes per epoch. Times of a shared machine are noisy: compare runs made side by side.
+    ./dev bench [--parts engine,lab,failover] [--seconds 10] [--runs 20] [--docs]
+
+Part `engine` needs two QEMUs and no lab: pauses against dirty pages and RAM, beside a plain copy of the same pages,
+`openssl speed`, and QEMU's own COLO. Parts `lab` and `failover` have the PostgreSQL guest, and a client outside the servers: `lab`
+what it gets done and how it answers, `failover` faults, switchovers, re-syncs, and a restart from a replica. `--docs`
+writes the tables into docs/performance.md. Times of a shared machine are noisy: compare what stands in one run.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
-import tempfile
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from kvmft.report import bounds
+from tests.bench import colo, engine, failover, forecast, lab, log, report
 from tests.lab.lab import ROOT
-from tests.pair.conftest import ACCELERATORS
-from tests.pair.harness import MEMORY_MIB, Pair, wait_for
+from tests.pair.conftest import ACCELERATORS, kvm_boots
 
-SECONDS = 10.0
-
-
-def measure(accelerator: str) -> dict[str, Any]:
-    """Protect the guest under `accelerator` for a while; the primary's figures (milliseconds)."""
-    with tempfile.TemporaryDirectory() as directory:
-        pair = Pair(Path(directory), accelerator)
-        try:
-            wait_for("the guest counting", lambda: pair.primary_vm.counts, 30)
-            begun = time.monotonic()
-            primary, __ = pair.protect()
-            protected = time.monotonic() - begun
-            time.sleep(SECONDS)
-            status = primary.wait(msg="status", state="protected")
-        finally:
-            pair.stop()
-    names = ("epochs", "interval_ms", "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s",
-             "guest_clock_loss_ppm")  # fmt: skip
-    return {"memory_mib": MEMORY_MIB, "seconds": SECONDS, "protected_after_s": round(protected, 2),
-            **{name: status[name] for name in names}}  # fmt: skip
+JSON = ROOT / "build" / "bench.json"
+PAGE = ROOT / "build" / "bench.html"
+PARTS = ("engine", "lab", "failover")
+COPIES = 200
+CALM_PAGES = 100
 
 
-def main() -> int:
-    """Measure under each accelerator that works here and write the report."""
-    report = {"kernel": platform.release(), "runs": {}}
+def measure_engine(seconds: float) -> dict[str, Any]:
+    """Pauses of the engine, what they are compared with, and what a guest that only computes gets done."""
+    found: dict[str, Any] = {"pages": [], "ram": [], "memcpy_ms": {}, "colo_ms": {}}
+    best = "kvm" if kvm_boots() else "tcg"
+    for pages in engine.PAGES:
+        say(f"{pages} dirty pages")
+        found["pages"].append(engine.measure(best, pages, seconds))
+        found["memcpy_ms"][str(pages)] = bounds.memcpy(pages, COPIES)
+        if best == "kvm" and pages == CALM_PAGES:
+            say("the same under QEMU's COLO")
+            found["colo_ms"][str(pages)] = colo.measure(pages, seconds)
+    for memory in engine.RAM_MIB:
+        say(f"{memory} MiB of RAM")
+        found["ram"].append(engine.measure(best, engine.RAM_PAGES, seconds / 2, memory, "on"))
+    found["compute"] = []
     for accelerator in ACCELERATORS:
-        found = measure(accelerator)
-        report["runs"][accelerator] = found  # type: ignore[index]
-        pause, pages = found["pause_ms"], found["pages_per_epoch"]
-        print(f"{accelerator}: n={found['epochs']} pause p50 {pause['p50']} ms, p99 {pause['p99']} ms, "
-              f"pages per epoch p50 {pages['p50']}, first sync {found['protected_after_s']} s",
-              flush=True)  # fmt: skip
-    path = ROOT / "build" / "bench.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+        say(f"a guest that computes, on {accelerator}")
+        found["compute"].append(engine.measure(accelerator, 10, seconds, spins=200_000))
+    say("forecasts, and what they foretold")
+    found["forecast"] = forecast.measure(best, seconds)
+    say("the cipher and the FT log")
+    found["cipher_bytes_s"] = bounds.cipher()
+    found["log_bytes_s"] = log.throughput(seconds / 2)
+    return found
+
+
+def say(text: str) -> None:
+    """Say what is measured now."""
+    print(f"  {text}", flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {"cpu": model[1] if model else platform.machine(), "cores": len(os.sched_getaffinity(0)),
+            "kernel": platform.release(), "qemu": version.split()[3], "python": platform.python_version(),
+            "numpy": np.__version__, "when": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
+
+
+def main(parts: str, seconds: float, runs: int, docs: bool, release: str) -> int:
+    """Measure the named parts, keep those of an earlier run for the others, and write the report."""
+    names = parts.split(",")
+    if unknown := sorted(set(names) - set(PARTS)):
+        print(f"dev: there is no part {', '.join(unknown)}; parts are {', '.join(PARTS)}.", file=sys.stderr)
+        return 2
+    found = json.loads(JSON.read_text()) if JSON.exists() else {}
+    found = {name: found[name] for name in PARTS if isinstance(found.get(name), dict) and name not in names}
+    for name in names:
+        say(f"== {name}")
+        match name:
+            case "engine":
+                measured = measure_engine(seconds)
+            case "lab":
+                measured = lab.measure(release, seconds)
+            case _:
+                measured = failover.run(release, runs)
+        found[name] = {"machine": machine(), **measured}
+    JSON.parent.mkdir(exist_ok=True)
+    JSON.write_text(json.dumps(found) + "\n")
+    PAGE.write_text(report.page(found))
+    print(report.text(found))
+    print(f"{JSON}\n{PAGE}")
+    if docs:
+        report.write_docs(ROOT / "docs" / "performance.md", found)
     return 0

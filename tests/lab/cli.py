@@ -183,7 +183,12 @@ def arguments() -> argparse.ArgumentParser:
     for name in ("lint", "wheel", "docs", "release", "clean"):
         verbs.add_parser(name)
     verbs.add_parser("molecule").add_argument("arguments", nargs=argparse.REMAINDER)
-    verbs.add_parser("bench")
+    bench = verbs.add_parser("bench")
+    bench.add_argument("--parts", default="engine,lab,failover")
+    bench.add_argument("--seconds", type=float, default=10.0)
+    bench.add_argument("--runs", type=int, default=20, help="faults of each kind")
+    bench.add_argument("--docs", action="store_true", help="write the tables into docs/performance.md")
+    bench.add_argument("--release", choices=RELEASES, default="12")
     faults = verbs.add_parser("faults")
     faults.add_argument("--runs", type=int, default=1)
     faults.add_argument("--rows")
@@ -231,7 +236,7 @@ def main() -> int:
         case "bench":
             from tests.lab import bench
 
-            return bench.main()
+            return bench.main(options.parts, options.seconds, options.runs, options.docs, options.release)
         case "faults":
             from tests.lab.faults import campaign
 

@@ -6,8 +6,10 @@ here is ended here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -30,9 +32,12 @@ MEMORY_MIB = 64
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on, below those that the kernel gives to outgoing connections (32768 and up): none of
+    these can take it before a server that is told of it does."""
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", random.randrange(10000, 20000)))
+            return int(sock.getsockname()[1])
 
 
 def wait_for(what: str, check: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -103,12 +108,22 @@ class Etcd:
         self.process.wait()
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a guest is: memory in MiB, whether all of it has pages from the start (`on` or `off`), and what boots."""
+
+    memory_mib: int = MEMORY_MIB
+    prealloc: str = "off"
+    write_disk: Callable[[Path], None] = bootsector.write_disk
+
+
 class Qemu:
     """One QEMU with a monitor of ours, the boot-sector guest's disk and a serial file."""
 
     def __init__(
         self, directory: Path, accelerator: str, incoming: bool, network: bool,
         disk: Path | None = None, iothread: bool = False, private: bool = False,
+        machine: Machine = Machine(),
     ) -> None:  # fmt: skip
         """`iothread`: the disk has a thread of its own. `private`: memory as plain virsh gives it,
         which no other process can map."""
@@ -121,9 +136,10 @@ class Qemu:
             with self.disk.open("wb") as file:
                 file.truncate(1 << 20)
         elif not incoming:
-            bootsector.write_disk(self.disk)
+            machine.write_disk(self.disk)
+        size = f"{machine.memory_mib}M"
         command = [
-            "qemu-system-x86_64", "-accel", accelerator, "-m", str(MEMORY_MIB), "-M", "q35",
+            "qemu-system-x86_64", "-accel", accelerator, "-m", size, "-M", "q35",
             "-nodefaults", "-display", "none", "-serial", f"file:{self.serial}",
             "-qmp", f"unix:{self.monitor},server=on,wait=off",
             "-blockdev", f"driver=file,node-name=file0,filename={self.disk}",
@@ -131,8 +147,8 @@ class Qemu:
             "-object", "iothread,id=iothread1",
             "-device", "virtio-blk-pci,drive=disk0,id=virtio-disk0,bootindex=1"
             + (",iothread=iothread1" if iothread else ""),
-            "-object", f"memory-backend-ram,id=pc.ram,size={MEMORY_MIB}M" if private
-            else f"memory-backend-memfd,id=pc.ram,size={MEMORY_MIB}M,share=on",
+            "-object", f"memory-backend-ram,id=pc.ram,size={size}" if private
+            else f"memory-backend-memfd,id=pc.ram,size={size},share=on,prealloc={machine.prealloc}",
             "-machine", "memory-backend=pc.ram",
         ]  # fmt: skip
         if network:
@@ -219,9 +235,10 @@ class Pair:
 
     def __init__(
         self, root: Path, accelerator: str, network: bool = False, iothread: bool = False,
-        private: bool = False,
+        private: bool = False, machine: Machine = Machine(),
     ) -> None:  # fmt: skip
         """`iothread` and `private` (of the VM that runs first) as for `Qemu`."""
+        self.machine = machine
         self.root = root
         self.accelerator = accelerator
         make_pki(root / "pki", ("node-a", "node-b"))
@@ -229,7 +246,7 @@ class Pair:
         self.arbiter: dict[str, Any] = {"type": "etcd", "endpoints": [self.etcd.url]}
         self.network, self.iothread = network, iothread
         self.primary_vm = Qemu(root / "qemu-a", accelerator, incoming=False, network=network,
-                               iothread=iothread, private=private)  # fmt: skip
+                               iothread=iothread, private=private, machine=machine)  # fmt: skip
         self.standby_vm = self._standby("qemu-b")
         self.workers: list[Worker] = []
         self.session = "5" * 32
@@ -238,7 +255,7 @@ class Pair:
 
     def _standby(self, name: str, disk: Path | None = None) -> Qemu:
         return Qemu(self.root / name, self.accelerator, incoming=True, network=self.network,
-                    disk=disk, iothread=self.iothread)  # fmt: skip
+                    disk=disk, iothread=self.iothread, machine=self.machine)  # fmt: skip
 
     def swap(self) -> None:
         """node-b runs the guest now; node-a gets a new, empty QEMU that waits, on its old disk."""

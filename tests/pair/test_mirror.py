@@ -22,31 +22,31 @@ LATE_ANSWERS = """
 import kvmft.adapters.qmp as qmp
 batch = qmp.SocketMonitor.batch
 under_way = []
-def late(self, commands, done):
+def late(self, commands, done, first=None):
     def answered(replies):
         under_way.pop()
         done(replies)
     if len(commands) == 2:  # the stop and the device state of a checkpoint
         under_way.append(commands)
-        batch(self, commands, lambda replies: self._reactor.call_later(0.05, lambda: answered(replies)))
+        batch(self, commands, lambda replies: self._reactor.call_later(0.05, lambda: answered(replies)), first)
         return
     if commands[0].name == "block-job-cancel" and under_way:
         open({seen!r}, "w").close()
-    batch(self, commands, done)
+    batch(self, commands, done, first)
 qmp.SocketMonitor.batch = late
 """
 
 JOBS_AT_STOPS = """
 import kvmft.adapters.qmp as qmp
 batch = qmp.SocketMonitor.batch
-def watched(self, commands, done):
+def watched(self, commands, done, first=None):
     def looked(replies):
         jobs = [job["status"] for job in replies[0].get("return", ())]
         with open({seen!r}, "a") as file:
             print(*jobs or ["none"], file=file)
     if commands[0].name == "stop":
         batch(self, [qmp.command("query-block-jobs")], looked)
-    batch(self, commands, done)
+    batch(self, commands, done, first)
 qmp.SocketMonitor.batch = watched
 """
 

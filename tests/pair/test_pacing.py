@@ -26,4 +26,4 @@ def test_a_vm_without_output_runs_long_epochs_and_a_missed_objective_is_told(pai
 
     wait_for("epochs of 400 ms", long_epochs)
     status = primary.find(msg="status") or {}
-    assert status["guest_clock_loss_ppm"] < 150_000 and status["objective_missed"] is None
+    assert status["pause_ms"]["p50"] < 0.15 * status["interval_ms"] and status["objective_missed"] is None

@@ -82,7 +82,7 @@ def test_a_resync_after_a_lost_secondary_sends_only_what_changed_of_the_disk(pai
 def test_a_standby_that_does_not_load_leaves_the_vm_where_it_is(pair: Pair) -> None:
     """The device state is loaded before the claim, so the failure costs a pause and no more."""
     damage = (
-        "import kvmft.worker.secondary as s\n"
+        "import kvmft.worker.standby_qemu as s\n"
         "whole = s.activation_stream\n"
         "s.activation_stream = lambda *a: whole(*a)[:4000] + b'\\xff' * 4000"
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from kvmft.core import events as ev
 from kvmft.core import records
 from kvmft.sim.claims import CLUSTER
+from kvmft.sim.cluster import Cluster
 from kvmft.sim.history import History
-from kvmft.sim.hosts import Cluster
+from kvmft.sim.primary import PrimaryWorker
 from kvmft.sim.schedule import FAULT_TIME
-from kvmft.sim.sides import PrimaryWorker, SecondaryWorker
+from kvmft.sim.secondary import SecondaryWorker
 from kvmft.sim.world import World
 
 

@@ -26,7 +26,9 @@ GAP = "…"
 """Stands in a message for what differs each time."""
 CODE = re.compile(r"[a-z]+(_[a-z]+)*")
 AREAS = (
-    ("The VM: what it may do now", ("agent/vm", "agent/service", "agent/placement", "agent/replicas", "core/domain")),
+    ("The VM: what it may do now", (
+        "agent/vm", "agent/orders", "agent/answers", "agent/pairing", "agent/standby", "agent/requests",
+        "agent/peer_requests", "agent/service", "agent/placement", "agent/replicas", "core/domain")),
     ("The arbiter", ("adapters/arbiter", "adapters/filearbiter", "adapters/etcd", "adapters/mounts",
                      "agent/arbiterwatch", "cli/arbiter", "core/records", "core/arbitration")),
     ("Networks, certificates and the FT log", ("adapters/ftlog", "adapters/certificate", "agent/peers", "core/wire")),

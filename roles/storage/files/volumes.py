@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What LVM and the pool's folder look like, as one JSON object. Reads, and changes nothing.
+"""What LVM and the pool's folder look like, and how the unit is named that mounts it, as one JSON object.
+Reads, and changes nothing.
 
     python3 - VG LV POOL [DEVICE ...]
 """
@@ -35,6 +36,7 @@ def main():
     groups = output("vgs", "--noheadings", "-o", "vg_name").split()
     volumes = output("lvs", "--noheadings", "-o", "lv_name", vg).split() if vg in groups else []
     source = output("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", pool)
+    unit = subprocess.check_output(["systemd-escape", "--path", "--suffix=mount", pool])
     print(json.dumps({
         "vg": vg in groups,
         "lv": lv in volumes,
@@ -42,6 +44,7 @@ def main():
         "mounted": bool(source) and os.path.realpath(source) == os.path.realpath(path),
         "mounted_other": source if source and os.path.realpath(source) != os.path.realpath(path) else "",
         "hidden": sorted(os.listdir(pool))[:5] if not source and os.path.isdir(pool) else [],
+        "unit": unit.decode().strip(),
         "devices": {each: {"exists": os.path.exists(each), "carries": carries(each)} for each in devices},
     }))  # fmt: skip
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 
@@ -116,6 +117,23 @@ def test_a_signal_that_comes_meanwhile_is_not_lost(target: Target) -> None:
 def test_an_error_of_the_call_is_its_result(waiting: Target) -> None:
     assert inject.inject_syscall(waiting.pid, 3, 9999) == -9  # close: EBADF
     inject.close_remote_fd(waiting.pid, 9999)
+
+
+def test_an_ioctl_has_its_data_and_leaves_the_thread_as_it_was(waiting: Target) -> None:
+    """FIONREAD on the pipe that is the process's standard output says how much nobody has read."""
+    reader = os.open(f"/proc/{waiting.pid}/fd/1", os.O_WRONLY)
+    os.write(reader, b"twelve bytes")
+    with inject.Held(waiting.pid) as thread:
+        for __ in range(3):
+            assert thread.ioctl(1, termios.FIONREAD, bytes(8)) == (12).to_bytes(8, "little")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            thread.ioctl(9999, termios.FIONREAD, bytes(8))
+        assert thread.call(SYS_GETPID) == waiting.pid
+    with inject.Held(waiting.pid, thread.instruction) as again:
+        assert again.call(SYS_GETTID) == waiting.pid
+    assert waiting.process.stdout is not None and waiting.process.stdout.read(12) == "twelve bytes"
+    os.close(reader)
+    assert waiting.outcome()[:2] == (0, 0)
 
 
 def test_a_stopped_process_stays_stopped(waiting: Target) -> None:

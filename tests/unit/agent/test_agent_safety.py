@@ -15,8 +15,11 @@ from kvmft.agent import host as host_mod
 from kvmft.agent.config import parse
 from kvmft.agent.events import EventLog
 from kvmft.agent.farewells import Farewells
+from kvmft.agent.forecasts import Forecasts
 from kvmft.agent.host import Host
 from kvmft.agent.maintenance import Maintenance
+from kvmft.agent.peer_requests import PeerRequests
+from kvmft.agent.requests import Requests
 from kvmft.agent.service import Agent
 from kvmft.agent.store import Store, VmState
 from kvmft.agent.vm import ManagedVm
@@ -97,7 +100,9 @@ def agent(tmp_path: Path) -> Agent:
     made.events = EventLog(str(tmp_path / "ev" / "events.jsonl"), "a")
     made.peers = FakePeers()
     made.arbiter_ok, made.arbiter_reason, made._vms = True, "", {}
+    made.requests, made.peer_requests = Requests(made), PeerRequests(made)
     made.maintenance = Maintenance(str(tmp_path / "maintenance.json"), "a")
+    made.forecasts = Forecasts(made)
     made.farewells = Farewells(
         str(tmp_path / "farewells.json"), made._tell_to_discard,
         made.events.add,
@@ -124,7 +129,7 @@ def test_lost_while_turning_off_stays_stale_and_leaves_the_winner_alone(tmp_path
 
     async def run():
         try:
-            await m.stop_protection("disabled")
+            await m.orders.stop_protection("disabled")
         except KvmftError:
             pass
         await asyncio.sleep(0.1)
@@ -152,7 +157,7 @@ def test_disable_typed_on_the_stale_host_keeps_it_from_starting(tmp_path):
         domain=types.SimpleNamespace(uuid="u", accelerator="tcg"), running=False
     )
     try:
-        asyncio.run(a._stop("v", "disabled", False))
+        asyncio.run(a.requests.stop("v", "disabled", False))
     except KvmftError:
         pass
     assert a.host.autostart.get("v") is not True
@@ -164,9 +169,9 @@ def test_a_stale_vm_that_is_not_defined_any_more_is_forgotten_and_that_is_told(t
     a = agent(tmp_path)
     managed(a, role="stale", may_start=False, desired=desired)
     a.host.running, a.host.is_defined = False, lambda vm: False
-    dry = asyncio.run(a._stop("v", "disabled", True))
+    dry = asyncio.run(a.requests.stop("v", "disabled", True))
     assert dry["changed"] and "v" in a._vms and a.store.load("v")
-    done = asyncio.run(a._stop("v", "disabled", False))
+    done = asyncio.run(a.requests.stop("v", "disabled", False))
     assert done["changed"] and (done["status"]["state"], done["status"]["role"]) == ("disabled", "none")
     assert "v" not in a._vms and hook(a, tmp_path) is None
 
@@ -182,7 +187,7 @@ def test_disable_with_no_worker_but_a_shut_output_does_not_just_forget(tmp_path)
         m.worker = FakeWorker(m, "detached")
 
     m._start_primary = start
-    asyncio.run(m.stop_protection("disabled"))
+    asyncio.run(m.orders.stop_protection("disabled"))
     assert launched, "forgotten with output shut and no claim made"
 
 
@@ -195,7 +200,7 @@ def test_disable_while_the_arbiter_is_down_is_not_done_and_completes_later(tmp_p
 
     async def run():
         with pytest.raises(KvmftError):
-            await m.stop_protection("disabled")
+            await m.orders.stop_protection("disabled")
         assert a.managed("v") is m and a.store.load("v").desired == "disabled"
         assert ("b", "standby_discard") not in a.peers.calls
 
@@ -276,7 +281,7 @@ def test_turning_off_in_the_ordinary_case_tells_the_peer_and_forgets(tmp_path):
     m = managed(a, may_start=False, autostart=True)
     m._regain = False
     m.worker = FakeWorker(m, "detached")
-    asyncio.run(m.stop_protection("disabled"))
+    asyncio.run(m.orders.stop_protection("disabled"))
     assert a.store.load("v") is None and a.host.autostart["v"] is True
     assert a.host.destroyed == []
 
@@ -286,7 +291,7 @@ def test_suspending_keeps_the_state(tmp_path):
     m = managed(a, may_start=False)
     m._regain = False
     m.worker = FakeWorker(m, "detached")
-    asyncio.run(m.stop_protection("suspended"))
+    asyncio.run(m.orders.stop_protection("suspended"))
     assert a.store.load("v").may_start and a.peers.calls == [("b", "standby_discard")]
 
 

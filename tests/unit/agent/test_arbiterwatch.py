@@ -163,6 +163,6 @@ def test_a_host_that_cannot_ask_the_arbiter_takes_no_secondary(tmp_path: Path, o
     a.arbiter_ok, a.arbiter_watch = None, watch(tmp_path)[0]
     if not ok:
         a.arbiter_watch._arbiter.health = KvmftError("arbiter_full", "It is full.", "Free space.")
-    answer = asyncio.run(a._standby_admit({"vm": "v", "xml": XML, "disks": []}))
+    answer = asyncio.run(a.peer_requests.admit({"vm": "v", "xml": XML, "disks": []}))
     assert [each["code"] for each in answer["lacking"]] == ([] if ok else ["no_arbiter"])
     assert ok or "a cannot ask the arbiter: It is full." in answer["lacking"][0]["message"]

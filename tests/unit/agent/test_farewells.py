@@ -37,7 +37,7 @@ def turned_off_alone(tmp_path: Path) -> Agent:
     m = managed(a, may_start=False, session=OLD)
     m._regain = False
     m.worker = FakeWorker(m, "detached")
-    asyncio.run(m.stop_protection("disabled"))
+    asyncio.run(m.orders.stop_protection("disabled"))
     return a
 
 
@@ -69,7 +69,7 @@ def test_a_standby_that_was_made_anew_is_not_meant(
     a.host.is_defined = lambda vm: False
     m = managed(a, role="secondary", may_start=False, session=OLD)
     m._recover = False
-    asyncio.run(a._peer_request("b", "standby_discard", {"vm": "v", "session": session}))
+    asyncio.run(a.peer_requests.answer("b", "standby_discard", {"vm": "v", "session": session}))
     assert (a.managed("v") is m) == kept and (a.host.destroyed == []) == kept
 
 

@@ -26,7 +26,7 @@ def watched(tmp_path: Path, now: Any) -> tuple[ManagedVm, list[dict[str, Any]], 
     made.host.hardware = hardware
     vm = managed(made, role="primary")
     worker = FakeWorker(vm, "detached")
-    vm.worker, vm._worker_role, vm._hardware = worker, "primary", BEFORE
+    vm.worker, vm._worker_role, vm.hardware.known = worker, "primary", BEFORE
     asyncio.run(vm._watch_hardware())
     told = [each["reason"] for each in made.events.read("v", 0, 100) if each["event"] == "hardware_changed"]
     return vm, worker.sent, told
@@ -34,14 +34,14 @@ def watched(tmp_path: Path, now: Any) -> tuple[ManagedVm, list[dict[str, Any]], 
 
 def test_the_same_devices_change_nothing(tmp_path: Path) -> None:
     vm, sent, told = watched(tmp_path, BEFORE)
-    assert (sent, told) == ([], []) and vm._hardware == BEFORE
+    assert (sent, told) == ([], []) and vm.hardware.known == BEFORE
 
 
 def test_a_new_disk_ends_the_pairing_once_so_that_a_new_one_is_made(tmp_path: Path) -> None:
     vm, sent, told = watched(tmp_path, BEFORE | {"disk scsi0-0-0-1 unit=1 /b.raw"})
     assert sent == [{"cmd": "suspend"}]
     assert len(told) == 1 and "scsi0-0-0-1" in told[0] and "virtio-disk0" not in told[0]
-    vm._hardware_due = 0.0
+    vm.hardware.due = 0.0
     asyncio.run(vm._watch_hardware())
     assert sent == [{"cmd": "suspend"}]
     assert vm.state.desired == "enabled"
@@ -49,10 +49,10 @@ def test_a_new_disk_ends_the_pairing_once_so_that_a_new_one_is_made(tmp_path: Pa
 
 def test_a_libvirt_that_does_not_answer_is_no_change(tmp_path: Path) -> None:
     vm, sent, told = watched(tmp_path, KvmftError("libvirt_down", "x", ""))
-    assert (sent, told) == ([], []) and vm._hardware == BEFORE
+    assert (sent, told) == ([], []) and vm.hardware.known == BEFORE
 
 
 def test_a_qemu_that_is_gone_is_no_change_of_devices(tmp_path: Path) -> None:
     """The worker knows better what happened."""
     vm, sent, told = watched(tmp_path, frozenset())
-    assert (sent, told) == ([], []) and vm._hardware == BEFORE
+    assert (sent, told) == ([], []) and vm.hardware.known == BEFORE

@@ -13,6 +13,7 @@ import pytest
 from kvmft.agent import vm as vm_module
 from kvmft.agent.service import Agent
 from kvmft.agent.vm import ManagedVm
+from kvmft.agent.vm_status import status_of
 from kvmft.errors import KvmftError
 from tests.unit.agent.conftest import Boot
 from tests.unit.agent.test_agent_safety import FakeWorker, agent, hook, managed
@@ -153,7 +154,7 @@ def test_a_switchover_makes_this_side_stale_before_anybody_is_told(
     async def run() -> None:
         m.worker = worker = FakeWorker(m, "failed")
         m._worker_role, m.shown = "primary", ("protected", "")
-        asking = asyncio.create_task(m.switch())
+        asking = asyncio.create_task(m.orders.switch())
         await asyncio.sleep(0.02)
         assert worker.sent == [{"cmd": "switch"}]
         with pytest.raises(KvmftError, match="is handing VM v over"):
@@ -167,7 +168,7 @@ def test_a_switchover_makes_this_side_stale_before_anybody_is_told(
     asyncio.run(run())
     stored = a.store.load("v")
     assert (stored.role, stored.may_start, stored.running) == ("stale", False, False)
-    assert m.worker is None and m._base == {"pid": 1, "blocks": []}
+    assert m.worker is None and m.left.base == {"pid": 1, "blocks": []}
 
 
 def test_a_switchover_that_fails_says_why_and_leaves_the_vm_here(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_switchover_that_fails_says_why_and_leaves_the_vm_here(tmp_path: Path)
     async def run() -> None:
         m.worker = FakeWorker(m, "solo")
         m._worker_role, m.shown = "primary", ("protected", "")
-        asking = asyncio.create_task(m.switch())
+        asking = asyncio.create_task(m.orders.switch())
         await asyncio.sleep(0.02)
         await settle(m, "solo", "the standby did not load")
         with pytest.raises(KvmftError, match="the standby did not load"):
@@ -194,7 +195,7 @@ def test_only_a_protected_vm_is_switched(tmp_path: Path, shown: str) -> None:
     m = managed(a)
     m.worker, m.shown = FakeWorker(m, "solo"), (shown, "because")
     with pytest.raises(KvmftError, match="because"):
-        asyncio.run(m.switch())
+        asyncio.run(m.orders.switch())
     assert m.worker.sent == []
 
 
@@ -203,9 +204,9 @@ def test_memory_that_nobody_comes_for_is_let_go(tmp_path: Path) -> None:
     a.host.running = False
     m = managed(a, role="stale", may_start=False)
     keeper = FakeWorker(m, "solo")
-    m._keeper, m._base, m._base_until = keeper, {"pid": 1}, time.monotonic() - 1
+    m.left.keeper, m.left.base, m.left.until = keeper, {"pid": 1}, time.monotonic() - 1
     step(m)
-    assert keeper.sent == [{"cmd": "release"}] and m._base is None
+    assert keeper.sent == [{"cmd": "release"}] and m.left.base is None
 
 
 def test_what_was_forgotten_is_not_written_again(tmp_path: Path, boot: Boot) -> None:
@@ -270,22 +271,22 @@ def test_a_vm_that_is_off_on_purpose_says_so_and_one_that_ended_does_not(
 ) -> None:
     a = agent(tmp_path)
     m = managed(a, may_start=True, running=True, boot="boot-1")
-    step_running = m.status(True)
+    step_running = status_of(a, m, True)
     assert not step_running["switched_off"]
     off(a)
-    assert not m.status(False)["switched_off"], "nobody looked yet"
+    assert not status_of(a, m, False)["switched_off"], "nobody looked yet"
     step(m)
-    assert m.status(False)["switched_off"] and m.status(False)["state"] == "need_secondary"
+    assert status_of(a, m, False)["switched_off"] and status_of(a, m, False)["state"] == "need_secondary"
     m.state.may_start, m.state.running = False, True
-    assert not m.status(False)["switched_off"], "its secondary may have taken over"
+    assert not status_of(a, m, False)["switched_off"], "its secondary may have taken over"
 
 
 def test_the_allowed_hosts_are_the_same_list_on_every_host(tmp_path: Path) -> None:
     a = agent(tmp_path)
     m = managed(a, allowed=["b"])
-    assert m.status(True)["allowed_hosts"] == ["a", "b"]
+    assert status_of(a, m, True)["allowed_hosts"] == ["a", "b"]
     b = ManagedVm(a, type(m.state)("v", "u", peer="a", role="secondary",
-                                   allowed=m._allowed_there("b")))  # fmt: skip
+                                   allowed=m.pairing.allowed_there("b")))  # fmt: skip
     b._agent.config = dataclasses.replace(a.config, host="b")
-    assert b.status(False)["allowed_hosts"] == ["a", "b"]
-    assert managed(a).status(True)["allowed_hosts"] == []
+    assert status_of(a, b, False)["allowed_hosts"] == ["a", "b"]
+    assert status_of(a, managed(a), True)["allowed_hosts"] == []

@@ -43,25 +43,25 @@ def test_a_mark_that_cannot_be_read_counts(tmp_path: Path) -> None:
 def test_placement_passes_a_host_in_maintenance_by_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvmft.agent.service.describe", lambda xml: None)
+    monkeypatch.setattr("kvmft.agent.peer_requests.describe", lambda xml: None)
     b = agent(tmp_path)
     b.host.admit = lambda *_args: []
     b.host.versions = lambda: {"qemu": "7.2.22"}
 
     class Peers:
         async def call(self, peer: str, op: str, **args: Any) -> Any:
-            return await b._peer_request("a", op, args) if peer == "b" else {"memory": 1, "lacking": []}
+            return await b.peer_requests.answer("a", op, args) if peer == "b" else {"memory": 1, "lacking": []}
 
     def offers(*hosts: str) -> list[Any]:
         return asyncio.run(ask_all(Peers(), hosts, vm="v", xml="", disks=[], qemu_version="7.2.22"))
 
     assert choose(offers("b", "c"), "b", "v") == "b"
-    asked = asyncio.run(b._request("host_maintenance", {"on": True, "reason": "new disks"}))
-    assert asked["changed"] and asyncio.run(b._peer_request("a", "peer_ping", {}))["maintenance"]
+    asked = asyncio.run(b.requests.answer("host_maintenance", {"on": True, "reason": "new disks"}))
+    assert asked["changed"] and asyncio.run(b.peer_requests.answer("a", "peer_ping", {}))["maintenance"]
     assert choose(offers("b", "c"), "b", "v") == "c"
     with pytest.raises(KvmftError, match="is in maintenance \\(new disks\\)"):
         choose(offers("b"), "b", "v")
-    asyncio.run(b._request("host_maintenance", {"on": False}))
+    asyncio.run(b.requests.answer("host_maintenance", {"on": False}))
     assert choose(offers("b", "c"), "b", "v") == "b"
 
 
@@ -69,5 +69,5 @@ def test_placement_passes_a_host_in_maintenance_by_and_says_why(
 def test_a_wrong_request_changes_nothing(tmp_path: Path, args: dict[str, Any]) -> None:
     b = agent(tmp_path)
     with pytest.raises(KvmftError):
-        asyncio.run(b._request("host_maintenance", args))
+        asyncio.run(b.requests.answer("host_maintenance", args))
     assert not b.maintenance.on

@@ -20,6 +20,7 @@ from kvmft.agent.exposition import Exposition
 from kvmft.agent.exposure import Exposure
 from kvmft.agent.metrics import STATES, Metrics
 from kvmft.agent.service import Agent
+from kvmft.agent.vm_status import status_of
 from kvmft.errors import KvmftError
 from kvmft.worker.histogram import COMMIT_BOUNDS, PAUSE_BOUNDS, Histogram
 from kvmft.worker.stats import EpochStats
@@ -288,7 +289,7 @@ def test_a_damaged_file_is_no_reason_to_fail(tmp_path: Path, content: str) -> No
 def test_status_shows_the_months_exposure_and_failovers_are_counted_by_kind(tmp_path: Path) -> None:
     a, vm = made(tmp_path)
     vm.exposure.months[time.strftime("%Y-%m", time.gmtime())] = 61.25
-    assert vm.status(True)["unprotected_seconds_month"] == pytest.approx(61.2)
+    assert status_of(a, vm, True)["unprotected_seconds_month"] == pytest.approx(61.2)
     vm._message({"msg": "event", "event": "activated", "reason": "", "data": {"kind": "unplanned"}})
     assert of(text_of(a), "kvmft_failovers_total", vm="v", kind="unplanned") == 1
     kept = json.loads((Path(a.store.root) / "v" / exposure.FILE).read_text())

@@ -31,7 +31,7 @@ def admit(tmp_path: Path, **request: Any) -> list[str]:
     a = agent(tmp_path)
     a.host.versions = lambda: {"qemu": "10.0.13", "libvirt": "11.3.0"}
     a.host.admit = lambda *_: []
-    answer = asyncio.run(a._standby_admit({"vm": "v", "xml": XML, "disks": [], **request}))
+    answer = asyncio.run(a.peer_requests.admit({"vm": "v", "xml": XML, "disks": [], **request}))
     return [reason["code"] for reason in answer["lacking"]]
 
 
@@ -56,7 +56,7 @@ def test_a_move_to_a_host_with_another_qemu_costs_no_protection(tmp_path: Path) 
 
     a.peers.call = call
     with pytest.raises(KvmftError) as caught:
-        asyncio.run(m.move_secondary("b"))
+        asyncio.run(m.orders.move_secondary("b"))
     assert [each.code for each in caught.value.reasons] == ["qemu_version"]
     assert m.worker.sent == []
 

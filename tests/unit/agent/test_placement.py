@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvmft.agent.placement import Offer, ask_all, choose, permitted
-from kvmft.agent.service import _hosts
+from kvmft.agent.requests import other_hosts
 from kvmft.errors import KvmftError
 
 FULL = KvmftError("memory", "The secondary needs 2048 MiB of memory and has 512 MiB.", "Stop VMs.")
@@ -61,10 +61,10 @@ def test_a_host_that_does_not_answer_lacks_that() -> None:
 def test_the_host_that_runs_the_vm_may_be_among_the_allowed(
     given: list[str] | None, others: list[str] | None
 ) -> None:
-    assert _hosts(given, "a") == others
+    assert other_hosts(given, "a") == others
 
 
 @pytest.mark.parametrize("given", [["a"], "b", [1]])
 def test_a_list_that_leaves_no_host_or_is_none_is_refused(given: object) -> None:
     with pytest.raises(KvmftError):
-        _hosts(given, "a")
+        other_hosts(given, "a")

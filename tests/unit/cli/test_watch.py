@@ -35,7 +35,7 @@ class OtherHosts:
         if other is None:
             raise KvmftError("ft_network_down", f"{peer} does not answer on the FT network.", "")
         args = json.loads(json.dumps(args))
-        return json.loads(json.dumps(await other._peer_request("a", op, args)))
+        return json.loads(json.dumps(await other.peer_requests.answer("a", op, args)))
 
 
 def host(tmp_path: Path, name: str) -> Agent:
@@ -66,7 +66,7 @@ def socket_(pair: tuple[Agent, Agent], tmp_path: Path) -> Iterator[str]:
     thread.start()
 
     async def listen() -> asyncio.AbstractServer:
-        return await asyncio.start_unix_server(lambda r, w: serve(r, w, pair[0]._request), path)
+        return await asyncio.start_unix_server(lambda r, w: serve(r, w, pair[0].requests.answer), path)
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result(5)
     yield path
@@ -165,7 +165,7 @@ def test_reading_a_long_log_does_not_stall_the_agent(pair: tuple[Agent, Agent]) 
     a.events.read = slow  # type: ignore[method-assign]
 
     async def measure() -> float:
-        task = asyncio.create_task(a._request("events", {}))
+        task = asyncio.create_task(a.requests.answer("events", {}))
         worst = 0.0
         while not task.done():
             then = time.monotonic()

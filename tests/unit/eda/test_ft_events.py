@@ -55,14 +55,14 @@ class Rulebook:
 
     async def up(self) -> None:
         self._server = await asyncio.start_unix_server(
-            lambda reader, writer: serve(reader, writer, self.agent._request), str(self.socket),
+            lambda reader, writer: serve(reader, writer, self.agent.requests.answer), str(self.socket),
             limit=MAX_LINE,
         )  # fmt: skip
 
     async def down(self) -> None:
         assert self._server is not None
         self._server.close()
-        self.socket.unlink()
+        self.socket.unlink(missing_ok=True)  # Python 3.13 has the server do it
 
     @contextlib.asynccontextmanager
     async def following(self, **args: Any) -> AsyncIterator[None]:

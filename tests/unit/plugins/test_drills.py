@@ -187,6 +187,7 @@ def test_groups_are_drilled_in_their_order_and_reported(
     ]  # fmt: skip
     assert [row["attempts"] for row in first["checks"] if row["type"] == "tasks"] == [3, 1, 1]
     assert [host["host"] for host in report["hosts"]] == list(HOSTS)
+    assert "dir1: ran on node-a, runs on node-b now and is protected by node-a" in output
     assert "dir1: objective rto_ms 5000: met" in output
 
 
@@ -217,9 +218,11 @@ def test_a_file_stops_the_drill_before_the_next_vm(
     touch = tmp_path / "touch.yml"
     touch.write_text(f"- name: Stop\n  ansible.builtin.file:\n    path: {stop}\n    state: touch\n    mode: '0600'\n"
                      f"  changed_when: false\n  when: kvmft_drill_when == 'protected'\n")  # fmt: skip
-    health = [{"type": "tasks", "file": str(touch)}]
-    code, output = play("drill_unplanned", kvmft_drill_groups=groups(services, health=health), kvmft_drill_abort_file=str(stop))
-    assert code != 0 and f"The drill was stopped before VM db1, because somebody made the file {stop}." in output
+    rows = groups(services, health=[{"type": "tasks", "file": str(touch)}], probe=False)
+    code, output = play("drill_planned", kvmft_drill_groups=rows, kvmft_drill_abort_file=str(stop))
+    assert code != 0 and _changed(output) == 1, "without kvmft_back it stays where it went"
+    assert "dir1: node-a -> node-b, stood still for at most" in output and "dir1: node-b" not in output
+    assert f"The drill was stopped before VM db1, because somebody made the file {stop}." in output
     report, __ = reported(tmp_path)
     assert report["outcome"] == "aborted" and [len(each["legs"]) for each in report["vms"]] == [1, 0]
     assert vm(cluster, "dir1")["primary"] == "node-b" and vm(cluster, "db1")["primary"] == "node-a"

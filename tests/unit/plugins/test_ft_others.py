@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from kvmft.agent.config import DEFAULTS
+from kvmft.agent.vm_status import status_of
 from tests.unit.agent.test_agent_safety import agent as agent_of_a_host
 from tests.unit.agent.test_agent_safety import managed
 
@@ -201,7 +202,8 @@ def test_ft_vm_takes_every_option_that_the_agent_knows() -> None:
 
 def test_ft_vm_info_documents_what_the_agent_returns(tmp_path: Path) -> None:
     fields = _documented("ft_vm_info")["vms"]["contains"]
-    status = managed(agent_of_a_host(tmp_path)).status(True)
+    made = agent_of_a_host(tmp_path)
+    status = status_of(made, managed(made), True)
     assert set(fields) == set(status)
     assert set(fields["arbiter"]["contains"]) == set(status["arbiter"])
     assert set(_documented("ft_vm")["status"]["contains"]) < set(fields)
@@ -220,7 +222,7 @@ def test_ft_host_info_documents_what_the_agent_returns(
         return {"version": "0.1.0"}
 
     made.peers.call = ping
-    found = asyncio.run(made._host_info())
+    found = asyncio.run(made.requests.host_info())
     fields = _documented("ft_host_info")["host"]["contains"]
     assert set(fields) == set(found)
     assert set(fields["arbiter"]["contains"]) == set(found["arbiter"])

@@ -21,7 +21,7 @@ def test_the_runtime_stays_while_a_vm_is_known(
     play = [{"hosts": "localhost", "gather_facts": False, "roles": ["kvmft.core.runtime"], "vars": {
         "kvmft_runtime_state": "absent", "kvmft_runtime_data": str(tmp_path / "data"),
         "kvmft_management_address": "192.0.2.1", "kvmft_ft_address": "10.0.0.1",
-        "kvmft_migration_address": "10.1.0.1", "ansible_python_interpreter": sys.executable,
+        "kvmft_migration_address": "10.1.0.1", "ansible_python_interpreter": "/usr/bin/python3",
     }}]  # fmt: skip
     (tmp_path / "play.json").write_text(json.dumps(play))
     host = {"ansible_connection": "local"}
@@ -31,7 +31,7 @@ def test_the_runtime_stays_while_a_vm_is_known(
          "play.json"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(collections), "ANSIBLE_NOCOLOR": "1",
-             "ANSIBLE_HOME": str(tmp_path / "home")},
+             "ANSIBLE_PIPELINING": "1", "ANSIBLE_HOME": str(tmp_path / "home")},
     )  # fmt: skip
     output = " ".join((done.stdout + done.stderr).split())
     assert (done.returncode != 0) == known, output

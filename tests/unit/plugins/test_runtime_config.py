@@ -19,65 +19,74 @@ from .conftest import ROOT
 PROGRAM = Path(sys.executable).parent / "ansible-playbook"
 
 
+TLS = {"ca": "/etc/kvmft/pki/ca.pem", "cert": "/etc/kvmft/pki/host.pem", "key": "/etc/kvmft/pki/host.key"}
+OTHER = {"ca": "/a/ca", "cert": "/a/c", "key": "/a/k"}
+# What is given, whether there is a witness, and the arbiter that the agent reads.
+CASES: dict[str, tuple[dict[str, Any], bool, dict[str, Any]]] = {
+    "witness": ({}, True, {"type": "etcd", "endpoints": ["https://192.0.2.13:2379"], "tls": TLS}),
+    "nothing": ({}, False, {"type": "none"}),
+    "file": ({"kvmft_arbiter": {"type": "file", "directory": "/srv/kvmft-arbiter"}}, False,
+             {"type": "file", "directory": "/srv/kvmft-arbiter"}),
+    "etcd of one's own": ({"kvmft_arbiter": {"type": "etcd", "endpoints": ["https://e1:2379"]}}, False,
+                          {"type": "etcd", "endpoints": ["https://e1:2379"], "tls": TLS}),
+    "with its certificates": (
+        {"kvmft_arbiter": {"type": "etcd", "endpoints": ["https://e3:2379"], "tls": OTHER}}, False,
+        {"type": "etcd", "endpoints": ["https://e3:2379"], "tls": OTHER}),
+    "endpoints alone": ({"kvmft_arbiter_endpoints": ["https://e2:2379"]}, False,
+                        {"type": "etcd", "endpoints": ["https://e2:2379"], "tls": TLS}),
+    "none on purpose": ({"kvmft_arbiter": {"type": "none"}}, True, {"type": "none"}),
+}  # fmt: skip
+
+
 def _host(last: int) -> dict[str, Any]:
     return {
-        "ansible_connection": "local", "ansible_python_interpreter": sys.executable,
+        "ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3",
         "kvmft_management_address": f"192.0.2.{last}", "kvmft_ft_address": f"10.91.0.{last}",
         "kvmft_migration_address": f"10.92.0.{last}",
     }  # fmt: skip
 
 
-def _written(tmp_path: Path, collections: Path, given: dict[str, Any], witness: bool) -> dict[str, Any]:
+def _written(folder: Path, collections: Path, witness: bool) -> dict[str, dict[str, Any]]:
+    """The arbiter that each case's host has, where there is a witness or none. A host per case, and one more."""
+    names = [name for name, case in CASES.items() if case[1] == witness]
+    hosts = {f"node-{number}": {**_host(20 + number), **CASES[name][0]} for number, name in enumerate(names)}
     arbiters = {"witness": {"kvmft_management_address": "192.0.2.13"}} if witness else {}
+    # A role's defaults give way to the inventory, as variables of a group do to those of its hosts.
+    defaults = yaml.safe_load((ROOT / "roles" / "runtime" / "defaults" / "main.yml").read_text())
     inventory = {
-        "kvmft_hosts": {"hosts": {"node-a": _host(11), "node-b": _host(12)},
-                        "vars": {"kvmft_cluster_id": "c" * 32, **given}},
+        "kvmft_hosts": {"hosts": {**hosts, "other": _host(12)}, "vars": {**defaults, "kvmft_cluster_id": "c" * 32}},
         "kvmft_arbiter": {"hosts": arbiters},
     }  # fmt: skip
-    # A role's defaults give way to the inventory; a file of variables would not.
-    defaults = yaml.safe_load((ROOT / "roles" / "runtime" / "defaults" / "main.yml").read_text())
-    kept = {name: value for name, value in defaults.items() if name not in (*given, "kvmft_cluster_id")}
     play = [{
-        "hosts": "node-a", "gather_facts": False, "vars": kept,
+        "hosts": "kvmft_hosts:!other", "gather_facts": False,
         "tasks": [{"ansible.builtin.template": {
             "src": str(ROOT / "roles" / "runtime" / "templates" / "kvmft.yml.j2"),
-            "dest": str(tmp_path / "kvmft.yml"), "mode": "0600"}}],
+            "dest": f"{folder}/{{{{ inventory_hostname }}}}.yml", "mode": "0600"}}],
     }]  # fmt: skip
-    (tmp_path / "inventory.json").write_text(json.dumps(inventory))
-    (tmp_path / "play.json").write_text(json.dumps(play))
+    (folder / "inventory.json").write_text(json.dumps(inventory))
+    (folder / "play.json").write_text(json.dumps(play))
     done = subprocess.run(
-        [str(PROGRAM), "-i", "inventory.json", "play.json"], cwd=tmp_path, capture_output=True,
+        [str(PROGRAM), "-i", "inventory.json", "play.json"], cwd=folder, capture_output=True,
         text=True, timeout=120, check=False,
         env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(collections), "ANSIBLE_NOCOLOR": "1",
-             "ANSIBLE_HOME": str(tmp_path / "home"), "ANSIBLE_LOCAL_TEMP": str(tmp_path / "tmp")},
+             "ANSIBLE_PIPELINING": "1", "ANSIBLE_HOME": str(folder / "home"),
+             "ANSIBLE_LOCAL_TEMP": str(folder / "tmp")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return parse(yaml.safe_load((tmp_path / "kvmft.yml").read_text())).arbiter
+    return {name: parse(yaml.safe_load((folder / f"{host}.yml").read_text())).arbiter
+            for host, name in zip(hosts, names, strict=True)}  # fmt: skip
 
 
-TLS = {"ca": "/etc/kvmft/pki/ca.pem", "cert": "/etc/kvmft/pki/host.pem", "key": "/etc/kvmft/pki/host.key"}
+@pytest.fixture(scope="module")
+def arbiters(tmp_path_factory: pytest.TempPathFactory, collections: Path) -> dict[str, dict[str, Any]]:
+    """The arbiter that the agent reads, of each case."""
+    with_witness, without = (_written(tmp_path_factory.mktemp("runtime"), collections, witness)
+                             for witness in (True, False))  # fmt: skip
+    return with_witness | without
 
 
-@pytest.mark.parametrize(
-    ("given", "witness", "arbiter"),
-    [
-        ({}, True, {"type": "etcd", "endpoints": ["https://192.0.2.13:2379"], "tls": TLS}),
-        ({}, False, {"type": "none"}),
-        ({"kvmft_arbiter": {"type": "file", "directory": "/srv/kvmft-arbiter"}}, False,
-         {"type": "file", "directory": "/srv/kvmft-arbiter"}),
-        ({"kvmft_arbiter": {"type": "etcd", "endpoints": ["https://e1:2379"]}}, False,
-         {"type": "etcd", "endpoints": ["https://e1:2379"], "tls": TLS}),
-        ({"kvmft_arbiter": {"type": "etcd", "endpoints": ["https://e3:2379"],
-                            "tls": {"ca": "/a/ca", "cert": "/a/c", "key": "/a/k"}}}, False,
-         {"type": "etcd", "endpoints": ["https://e3:2379"],
-          "tls": {"ca": "/a/ca", "cert": "/a/c", "key": "/a/k"}}),
-        ({"kvmft_arbiter_endpoints": ["https://e2:2379"]}, False,
-         {"type": "etcd", "endpoints": ["https://e2:2379"], "tls": TLS}),
-        ({"kvmft_arbiter": {"type": "none"}}, True, {"type": "none"}),
-    ],
-    ids=["witness", "nothing", "file", "etcd of one's own", "with its certificates", "endpoints alone", "none on purpose"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", CASES)
 def test_each_kind_of_arbiter_reaches_the_agent(
-    tmp_path: Path, collections: Path, given: dict[str, Any], witness: bool, arbiter: dict[str, Any]
+    arbiters: dict[str, dict[str, Any]], name: str
 ) -> None:
-    assert _written(tmp_path, collections, given, witness) == arbiter
+    assert arbiters[name] == CASES[name][2]

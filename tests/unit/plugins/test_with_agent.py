@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kvmft.agent.lines import MAX_LINE, serve
+from kvmft.agent.requests import Requests
 from kvmft.agent.service import Agent
 from kvmft.agent.vm import ManagedVm
 from tests.unit.agent.test_agent_safety import FakeHost, FakeWorker
@@ -64,7 +65,7 @@ async def _pair(vm: ManagedVm) -> None:
     vm._show("protected", "paired")
 
 
-async def _no_findings(self: Agent, *_args: Any) -> list[Any]:
+async def _no_findings(self: Requests, *_args: Any) -> list[Any]:
     return []
 
 
@@ -72,7 +73,7 @@ async def _no_findings(self: Agent, *_args: Any) -> list[Any]:
 def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     """An agent of host `a` with peers `b` and `c`, that serves and keeps its VMs moving."""
     monkeypatch.setattr(ManagedVm, "_pair", _pair)
-    monkeypatch.setattr(Agent, "_findings", _no_findings)
+    monkeypatch.setattr(Requests, "_findings", _no_findings)
     monkeypatch.setattr("kvmft.agent.service.LOOP", 0.05)
     monkeypatch.setattr("kvmft.agent.vm.boot_id", lambda: "boot")
     monkeypatch.setattr("kvmft.agent.exposure.boot_id", lambda: "boot")
@@ -86,7 +87,7 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     async def live() -> None:
         loops.append(asyncio.get_running_loop())
         server = await asyncio.start_unix_server(
-            lambda reader, writer: serve(reader, writer, made._request),
+            lambda reader, writer: serve(reader, writer, made.requests.answer),
             str(tmp_path / "real.sock"), limit=MAX_LINE,
         )  # fmt: skip
         moving = asyncio.create_task(made._keep_moving())

@@ -33,7 +33,7 @@ class Controller:
         self.command("systemctl", SYSTEMCTL.format(calls=self.calls, folder=folder))
         everywhere = inventory.setdefault("all", {}).setdefault("vars", {})
         everywhere |= {
-            "ansible_connection": "local", "ansible_python_interpreter": sys.executable,
+            "ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3",
             "ansible_become": False,
         }  # fmt: skip
         (folder / "inventory.yml").write_text(yaml.safe_dump(inventory))

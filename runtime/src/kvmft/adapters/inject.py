@@ -1,10 +1,12 @@
-"""The one privileged trick: have a process make a single system call by itself.
+"""The one privileged trick: have a process make a system call by itself.
 
 A userfaultfd belongs to the process that creates it, so QEMU must create the one that tracks its
-memory. The main thread is seized, its registers are set for one `syscall` instruction that exists
-already in its text, it is stepped once, and its registers are put back: nothing is written to its
-memory. A system call that the seizure interrupted is restarted by the kernel, because the restored
-registers still say so (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
+memory; and KVM takes a virtual machine's ioctls from its own process alone. The main thread is
+seized, its registers are set for one `syscall` instruction that exists already in its text, it is
+stepped once, and its registers are put back. What an ioctl reads and writes lies below its stack;
+nothing else of its memory is written. A system call that the seizure interrupted is restarted by
+the kernel, because the restored registers still say so (arch/x86/kernel/signal.c,
+arch_do_signal_or_restart).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import errno
 import os
 import re
 import signal
+from typing import Any, Self
 
 from kvmft.adapters import linux
 from kvmft.errors import KvmftError
@@ -74,48 +77,94 @@ def _find_syscall(pid: int, rip: int) -> int:
     )
 
 
-def inject_syscall(pid: int, number: int, *arguments: int) -> int:
-    """Have the main thread of `pid` make one system call; its result (negative: -errno).
+class Held:
+    """The main thread of a process, held while it makes system calls for us. A context manager.
 
-    Takes about 0.3 ms, during which only that thread stands still. Whatever fails, the thread is
-    let go with the registers that it had.
+    Taking it takes about 0.3 ms, during which only that thread stands still. Whatever fails, the
+    thread is let go with the registers that it had. All calls must come from one thread of ours
+    (ptrace(2)).
     """
-    _ptrace(linux.PTRACE_SEIZE, pid)
-    deliver: list[int] = []
-    saved = _Registers()
-    have_saved = False
-    try:
-        _ptrace(linux.PTRACE_INTERRUPT, pid)
-        while (status := _wait(pid)) >> 16 != _EVENT_STOP:
-            # A signal came first: hold it back until we are done.
-            deliver.append(os.WSTOPSIG(status))
-            _ptrace(linux.PTRACE_CONT, pid)
-        _ptrace(linux.PTRACE_GETREGS, pid, 0, ctypes.addressof(saved))
-        have_saved = True
-        work = _Registers(*saved)
-        work[_INDEX["rip"]] = _find_syscall(pid, saved[_INDEX["rip"]])
+
+    def __init__(self, pid: int, instruction: int | None = None) -> None:
+        """`instruction` is what `instruction` was when the same process was held before: it need
+        not be looked for again."""
+        self._pid = pid
+        self.instruction = instruction
+        self._deliver: list[int] = []
+        self._saved: Any = None
+
+    def __enter__(self) -> Self:
+        _ptrace(linux.PTRACE_SEIZE, self._pid)
+        try:
+            _ptrace(linux.PTRACE_INTERRUPT, self._pid)
+            while (status := _wait(self._pid)) >> 16 != _EVENT_STOP:
+                # A signal came first: hold it back until we are done.
+                self._deliver.append(os.WSTOPSIG(status))
+                _ptrace(linux.PTRACE_CONT, self._pid)
+            saved = _Registers()
+            _ptrace(linux.PTRACE_GETREGS, self._pid, 0, ctypes.addressof(saved))
+            self._saved = saved
+            if self.instruction is None:
+                self.instruction = _find_syscall(self._pid, saved[_INDEX["rip"]])
+        except BaseException:
+            self._let_go()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._let_go()
+
+    def call(self, number: int, *arguments: int) -> int:
+        """Make one system call; its result (negative: -errno)."""
+        assert self.instruction is not None
+        work = _Registers(*self._saved)
+        work[_INDEX["rip"]] = self.instruction
         work[_INDEX["rax"]] = number
         work[_INDEX["orig_rax"]] = ctypes.c_uint64(-1).value
         for name, value in zip(_ARGUMENTS, arguments, strict=False):
             work[_INDEX[name]] = value
-        _ptrace(linux.PTRACE_SETREGS, pid, 0, ctypes.addressof(work))
+        _ptrace(linux.PTRACE_SETREGS, self._pid, 0, ctypes.addressof(work))
         while True:
-            _ptrace(linux.PTRACE_SINGLESTEP, pid)
-            status = _wait(pid)
+            _ptrace(linux.PTRACE_SINGLESTEP, self._pid)
+            status = _wait(self._pid)
             if os.WSTOPSIG(status) == signal.SIGTRAP:
                 break
-            deliver.append(os.WSTOPSIG(status))
-        _ptrace(linux.PTRACE_GETREGS, pid, 0, ctypes.addressof(work))
+            self._deliver.append(os.WSTOPSIG(status))
+        _ptrace(linux.PTRACE_GETREGS, self._pid, 0, ctypes.addressof(work))
         return ctypes.c_int64(work[_INDEX["rax"]]).value
-    finally:
-        if have_saved:
-            _libc.ptrace(linux.PTRACE_SETREGS, pid, 0, ctypes.addressof(saved))
-        _libc.ptrace(linux.PTRACE_DETACH, pid, 0, None)
-        for number_held in deliver:
+
+    def ioctl(self, descriptor: int, request: int, data: bytes) -> bytes:
+        """Make one ioctl on the process's `descriptor`: `data` before it, and as it is after it.
+        OSError when the kernel refuses.
+
+        The data lies below the thread's stack and its red zone of 128 bytes, where a signal's
+        frame might lie as well: nothing there is in use.
+        """
+        address = (self._saved[_INDEX["rsp"]] - 128 - len(data)) & ~63
+        with open(f"/proc/{self._pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(address)
+            memory.write(data)
+            result = self.call(linux.SYS_IOCTL, descriptor, request, address)
+            if result < 0:
+                raise OSError(-result, os.strerror(-result))
+            memory.seek(address)
+            return memory.read(len(data))
+
+    def _let_go(self) -> None:
+        if self._saved is not None:
+            _libc.ptrace(linux.PTRACE_SETREGS, self._pid, 0, ctypes.addressof(self._saved))
+        _libc.ptrace(linux.PTRACE_DETACH, self._pid, 0, None)
+        for number in self._deliver:
             try:
-                os.kill(pid, number_held)
+                os.kill(self._pid, number)
             except ProcessLookupError:
                 break
+
+
+def inject_syscall(pid: int, number: int, *arguments: int) -> int:
+    """Have the main thread of `pid` make one system call; its result (negative: -errno)."""
+    with Held(pid) as thread:
+        return thread.call(number, *arguments)
 
 
 def find_userfaultfd(pid: int) -> int | None:

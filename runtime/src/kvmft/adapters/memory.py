@@ -100,29 +100,56 @@ class GuestMemory:
         self.blocks: list[RamBlock] = []
         self._pid = 0
         self._remote_fd: int | None = None
+        self._tracking = False
 
-    def attach(self, pid: int, blocks: list[RamBlock]) -> None:
-        """Begin to track all writes to `blocks` of QEMU process `pid`."""
+    def attach(self, pid: int, blocks: list[RamBlock], lasting: bool = True) -> None:
+        """Begin to track all writes to `blocks` of QEMU process `pid`.
+
+        Not `lasting`: QEMU closes its descriptor at once and ours is the only one, so that the kernel ends
+        the tracking with this process, however it ends (fs/userfaultfd.c: `userfaultfd_release`).
+        """
         self._pid, self.blocks = pid, blocks
         self._starts = np.array([block.hva for block in blocks], dtype=np.uint64)
         self._order = np.argsort(self._starts)
         self._pagemap = Pagemap(pid)
         remote = inject.find_userfaultfd(pid)
-        self._remote_fd = inject.make_userfaultfd(pid) if remote is None else remote
-        self._userfault = Userfault(inject.fetch_fd(pid, self._remote_fd))
-        for block in blocks:
-            self._userfault.register(block.hva, block.size)
-            self._userfault.protect(block.hva, block.size)
+        if remote is not None and not lasting:
+            raise KvmftError(
+                "memory_tracked",
+                f"The memory of QEMU process {pid} is tracked already.",
+                "Wait until the migration, snapshot, forecast or protection that does so has ended.",
+            )
+        remote = inject.make_userfaultfd(pid) if remote is None else remote
+        try:
+            fetched = inject.fetch_fd(pid, remote)
+        finally:
+            if not lasting:
+                inject.close_remote_fd(pid, remote)
+        self._remote_fd = remote if lasting else None
+        self._userfault = Userfault(fetched)
+        self._tracking = True
+        try:
+            for block in blocks:
+                self._userfault.register(block.hva, block.size)
+                self._userfault.protect(block.hva, block.size)
+        except (OSError, KvmftError):
+            if not lasting:
+                # What was registered goes with the only descriptor; the rest may be another's.
+                self._tracking = False
+                self._userfault.close()
+                self._pagemap.close()
+            raise
 
     def detach(self) -> None:
         """End tracking and leave QEMU as it was before `attach`."""
-        if self._remote_fd is None:
+        if not self._tracking:
             return
-        remote, self._remote_fd = self._remote_fd, None
+        remote, self._remote_fd, self._tracking = self._remote_fd, None, False
         try:
             for block in self.blocks:
                 self._userfault.unregister(block.hva, block.size)
-            inject.close_remote_fd(self._pid, remote)
+            if remote is not None:
+                inject.close_remote_fd(self._pid, remote)
         except (OSError, KvmftError):
             if os.path.exists(f"/proc/{self._pid}/exe"):
                 raise
@@ -195,7 +222,7 @@ class GuestMemory:
         """Ranges written since the last call, re-protected in the same system call.
 
         The VM must be stopped and its I/O drained: a DMA into a pinned page that is protected
-        meanwhile would be missed.
+        meanwhile would be missed. To count pages alone (a forecast) it may run.
         """
         found: list[np.ndarray] = []
         for block in self.blocks:

@@ -12,7 +12,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -58,8 +58,16 @@ Reply = dict[str, Any]
 class Monitor(Protocol):
     """What the worker needs of a monitor."""
 
-    def batch(self, commands: list[Command], done: Callable[[list[Reply]], None]) -> None:
-        """Send `commands` together; `done` gets one reply each, from the reactor's thread."""
+    def batch(
+        self,
+        commands: list[Command],
+        done: Callable[[list[Reply]], None],
+        first: Callable[[Reply], None] | None = None,
+    ) -> None:
+        """Send `commands` together; `done` gets one reply each, from the reactor's thread.
+
+        `first` gets the first one's as soon as it is there, while QEMU works on the others.
+        """
 
     def execute(self, name: str, **arguments: Any) -> Any:
         """One command, waited for; its return value, or MonitorError."""
@@ -77,7 +85,12 @@ class _Waiting:
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
 
-    def batch(self, commands: list[Command], done: Callable[[list[Reply]], None]) -> None:
+    def batch(
+        self,
+        commands: list[Command],
+        done: Callable[[list[Reply]], None],
+        first: Callable[[Reply], None] | None = None,
+    ) -> None:
         raise NotImplementedError
 
     def execute(self, name: str, **arguments: Any) -> Any:
@@ -94,6 +107,16 @@ class _Waiting:
         return replies[0]["return"]
 
 
+@dataclass
+class _Batch:
+    """Commands under way on a SocketMonitor."""
+
+    wanted: int
+    done: Callable[[list[Reply]], None]
+    first: Callable[[Reply], None] | None
+    replies: list[Reply] = field(default_factory=list)
+
+
 class SocketMonitor(_Waiting):
     """A QMP socket of our own (`-qmp unix:PATH,server=on,wait=off`)."""
 
@@ -106,7 +129,7 @@ class SocketMonitor(_Waiting):
         super().__init__(reactor)
         self._on_event = on_event
         self._buffer = b""
-        self._batches: list[tuple[list[Reply], int, Callable[[list[Reply]], None]]] = []
+        self._batches: list[_Batch] = []
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.settimeout(5)
         try:
@@ -122,10 +145,15 @@ class SocketMonitor(_Waiting):
         reactor.add(self._sock.fileno(), READ, self._readable)
         self.execute("qmp_capabilities")
 
-    def batch(self, commands: list[Command], done: Callable[[list[Reply]], None]) -> None:
+    def batch(
+        self,
+        commands: list[Command],
+        done: Callable[[list[Reply]], None],
+        first: Callable[[Reply], None] | None = None,
+    ) -> None:
         if not self._open:
             raise MonitorError(commands[0].name, "the monitor is closed")
-        self._batches.append(([], len(commands), done))
+        self._batches.append(_Batch(len(commands), done, first))
         data = "".join(item.to_json() + "\n" for item in commands).encode()
         try:
             sent = self._sock.send(data)
@@ -159,18 +187,20 @@ class SocketMonitor(_Waiting):
             return
         if not self._batches:
             return
-        replies, wanted, done = self._batches[0]
-        replies.append(message)
-        if len(replies) == wanted:
+        batch = self._batches[0]
+        batch.replies.append(message)
+        if len(batch.replies) == 1 and batch.first is not None:
+            batch.first(message)
+        if len(batch.replies) == batch.wanted:
             self._batches.pop(0)
-            done(replies)
+            batch.done(batch.replies)
 
     def _hang_up(self) -> None:
         self.close()
         batches, self._batches = self._batches, []
         gone: Reply = {"error": {"class": "Gone", "desc": "QEMU closed its monitor"}}
-        for replies, wanted, done in batches:
-            done(replies + [gone] * (wanted - len(replies)))
+        for batch in batches:
+            batch.done(batch.replies + [gone] * (batch.wanted - len(batch.replies)))
 
     def close(self) -> None:
         if self._open:
@@ -193,17 +223,26 @@ class LibvirtMonitor(_Waiting):
         self._call = libvirt_qemu.qemuMonitorCommand
         self._domain = domain
         self._work: queue.SimpleQueue[
-            tuple[list[Command], Callable[[list[Reply]], None]] | None
+            tuple[list[Command], Callable[[list[Reply]], None], Callable[[Reply], None] | None] | None
         ] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="monitor", daemon=True).start()
 
-    def batch(self, commands: list[Command], done: Callable[[list[Reply]], None]) -> None:
-        self._work.put((commands, done))
+    def batch(
+        self,
+        commands: list[Command],
+        done: Callable[[list[Reply]], None],
+        first: Callable[[Reply], None] | None = None,
+    ) -> None:
+        self._work.put((commands, done, first))
 
     def _run(self) -> None:
         while (item := self._work.get()) is not None:
-            commands, done = item
-            replies = [self._one(each) for each in commands]
+            commands, done, first = item
+            replies = []
+            for each in commands:
+                replies.append(self._one(each))
+                if len(replies) == 1 and first is not None:
+                    self._reactor.call_soon_threadsafe(partial(first, replies[0]))
             self._reactor.call_soon_threadsafe(partial(done, replies))
 
     def _one(self, item: Command) -> Reply:

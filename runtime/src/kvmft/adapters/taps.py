@@ -1,8 +1,6 @@
 """The host's side of a VM's network interface: packets on their way to the guest, seen and put in.
 
-During a planned switchover the packets that reach the stopped VM are carried to the host where it
-runs on, so that no client has to send them again. A network may always duplicate a packet, so one
-that QEMU had read already does no harm.
+Both are of use when a VM goes on elsewhere: see `kvmft.worker.guest_input`.
 """
 
 from __future__ import annotations
@@ -24,6 +22,8 @@ VNET_HEADER = 10
 """Bytes of struct virtio_net_hdr."""
 MAX_PACKET = (64 << 10) + 64
 BURST = 256
+BACKLOG = 4096
+"""Packets that wait in a socket at most: its buffer is counted in whole pages."""
 
 
 def tap_of(hmp: Callable[[str], str], pid: int, nic: str) -> str | None:
@@ -55,6 +55,7 @@ class GuestInput:
         self._sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, struct.pack("i", 1))
         self._interface = interface
         self._on_packet: Callable[[bytes], None] | None = None
+        self._resting = False
 
     def watch(self, on_packet: Callable[[bytes], None]) -> None:
         """Call `on_packet` with each packet that goes to the guest from now on."""
@@ -62,13 +63,38 @@ class GuestInput:
         self._sock.bind((self._interface, ETH_P_ALL))
         self._reactor.add(self._sock.fileno(), READ, self._readable)
 
+    def drain(self) -> None:
+        """Hand on what has come already."""
+        if not self._resting:
+            self._readable(0)
+
+    def rest(self) -> None:
+        """Look at no packet until `go_on`; those that come meanwhile are dropped."""
+        if not self._resting:
+            self._resting = True
+            self._reactor.remove(self._sock.fileno())
+
+    def go_on(self) -> None:
+        """Look at packets again, from those on that come now."""
+        if not self._resting:
+            return
+        try:
+            for __ in range(BACKLOG):
+                self._sock.recv(VNET_HEADER + 1)  # less is refused, and ends the loop too early
+        except OSError:
+            pass
+        self._resting = False
+        self._reactor.add(self._sock.fileno(), READ, self._readable)
+
     def _readable(self, _mask: int) -> None:
         assert self._on_packet is not None
         for __ in range(BURST):
+            if self._resting:
+                return
             try:
                 data, address = self._sock.recvfrom(MAX_PACKET)
-            except BlockingIOError:
-                return
+            except OSError:
+                return  # nothing more for now; or the interface is down or gone, as with its QEMU
             if address[2] == PACKET_OUTGOING and len(data) > VNET_HEADER:
                 self._on_packet(data)
 
@@ -84,6 +110,6 @@ class GuestInput:
     def close(self) -> None:
         """Close the socket."""
         if self._sock.fileno() >= 0:
-            if self._on_packet is not None:
+            if self._on_packet is not None and not self._resting:
                 self._reactor.remove(self._sock.fileno())
             self._sock.close()

@@ -59,6 +59,12 @@ class Userfault:
         try:
             fcntl.ioctl(self._fd, linux.UFFDIO_REGISTER, bytearray(request))
         except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise KvmftError(
+                    "memory_tracked",
+                    f"Guest memory at {start:#x} is tracked already by another process.",
+                    "Wait until the migration, snapshot, forecast or protection that does so has ended.",
+                ) from error
             raise KvmftError(
                 "userfault_register",
                 f"Guest memory at {start:#x} cannot be write-tracked: {error}.",

@@ -21,12 +21,17 @@ DEFAULTS: dict[str, float] = {
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
     "sync_mib_s": 0,
+    "replay_input": True,
+    "realtime": True,
+    "true_time": True,
 }
 UNITS: dict[str, tuple[str, float, float]] = {
     "sync_mib_s": ("MiB/s", 0, 600_000),
     "max_pause_share": ("the time, a share of 1", 0.01, 0.9),
 }
 """Unit, least and most of options that are no milliseconds."""
+SWITCHES = ("replay_input", "realtime", "true_time")
+"""Options that are on or off."""
 MILLISECONDS = ("milliseconds", 1, 600_000)
 KEYS = (
     "cluster_id", "host", "storage_pool", "addresses", "peers", "ft_port", "ft_log_ports", "tls",
@@ -40,7 +45,8 @@ NETWORKS = ("management", "ft", "migration")
 class Config:
     """The agent's configuration. `options` are the defaults of ft_vm's options: times in
     milliseconds, `sync_mib_s`, the bound of a sync in MiB per second (0: none), and
-    `max_pause_share`, the most of the time that a VM stands still.
+    `max_pause_share`, the most of the time that a VM stands still, and
+    `replay_input`, `realtime` and `true_time`, which are true or false.
     `metrics_port` None: no metrics are served."""
 
     cluster_id: str
@@ -113,6 +119,10 @@ def check_options(value: Any, path: str) -> dict[str, float]:
     for name, number in value.items():
         if name not in DEFAULTS:
             raise _wrong(f"{path}.{name}", number, f"one of the options {', '.join(DEFAULTS)}")
+        if name in SWITCHES:
+            if not isinstance(number, bool):
+                raise _wrong(f"{path}.{name}", number, "true or false")
+            continue
         unit, least, most = UNITS.get(name, MILLISECONDS)
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise _wrong(f"{path}.{name}", number, f"a number of {unit}")

@@ -67,6 +67,10 @@ class Host:
             raise KvmftError("libvirt_down", f"libvirt does not answer about VM {vm}: {error}.",
                              "See `systemctl status libvirtd`.") from error  # fmt: skip
 
+    def domain(self, vm: str) -> Any:
+        """libvirt's own object for the domain."""
+        return self._lookup(vm)
+
     def find(self, vm: str) -> Found:
         """The domain named `vm`; KvmftError `vm_not_found`."""
         import libvirt

@@ -16,31 +16,28 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from kvmft.adapters.arbiter_client import claims_path
-from kvmft.adapters.durable import remove_durably, write_durably
+from kvmft.agent.answers import Answers
 from kvmft.agent.counters import Counters
+from kvmft.agent.epochs import Epochs
 from kvmft.agent.exposure import Exposure
 from kvmft.agent.farewells import Farewell
-from kvmft.agent.host import RUN_DIRECTORY, Found, boot_id
-from kvmft.agent.placement import ask_all, choose, permitted
-from kvmft.agent.replicas import Replicas
+from kvmft.agent.guest_time import put_right
+from kvmft.agent.hardware_watch import HardwareWatch
+from kvmft.agent.host import Found, boot_id
+from kvmft.agent.kept_memory import KeptMemory
+from kvmft.agent.orders import Orders
+from kvmft.agent.pairing import Pairing
+from kvmft.agent.standby import Standby
+from kvmft.agent.startlines import StartLines
 from kvmft.agent.store import VmState
 from kvmft.agent.workers import WorkerProcess
-from kvmft.core.admission import Request
-from kvmft.core.arbitration import holdings_from_bytes
-from kvmft.core.compliance import compliance
 from kvmft.core.domain import describe, hardware
-from kvmft.core.records import Mode
 from kvmft.errors import KvmftError
 
 if TYPE_CHECKING:
     from kvmft.agent.service import Agent
 
 RETRY = 3.0
-LISTEN_TIMEOUT = 20.0
-LEAVE_TIMEOUT = 30.0
-"""Seconds that turning off waits for the worker, which may have to ask the arbiter."""
-SWITCH_TIMEOUT = 30.0
 BOOTS_BORNE, BOOTS_WITHIN = 2, 300.0
 """So many starts after a crash within so many seconds, and the VM is left alone for a while: what ends
 QEMU may be the sync itself."""
@@ -48,15 +45,6 @@ HALTED_RETRY = 30.0
 """Seconds until the arbiter is asked again after an answer that a person must look into."""
 TAKEOVER_TIME = 20.0
 """Seconds that a secondary has to take over before a VM that ended here claims to start again."""
-KEEP_MEMORY = 300.0
-"""Seconds that the memory of a VM that was handed over waits for its new standby."""
-HARDWARE_EVERY = 2.0
-"""Seconds between two looks at the devices of a protected VM."""
-FIGURES = (
-    "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
-    "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
-    "sync", "commit_ms", "objective_missed",
-)  # fmt: skip
 
 
 class ManagedVm:
@@ -71,21 +59,21 @@ class ManagedVm:
         self.counters = Counters()
         self.exposure = Exposure(os.path.join(agent.store.root, state.vm))
         self.accelerator: str | None = None
+        self.answers = Answers(state.vm)
+        self.epochs = Epochs()
+        self.pairing = Pairing(agent, state)
+        self.hardware = HardwareWatch(agent, state.vm)
+        self.standby = Standby(agent, state)
+        self.left = KeptMemory()
+        self.orders = Orders(agent, self)
+        self._lines = StartLines(agent, state)
         self._lock = asyncio.Lock()
         self._not_before = 0.0
         self._fence_due = False
         self._settling = False
         self._worker_role = ""
         self._worker_has_peer = False
-        self._hardware: frozenset[str] = frozenset()
-        self._hardware_due = 0.0
-        self._listening: asyncio.Future[int] | None = None
-        self._audits: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._outcome: tuple[str, str] | None = None
-        self._switch: asyncio.Future[None] | None = None
-        self._keeper: WorkerProcess | None = None
-        self._base: dict[str, Any] | None = None
-        self._base_until = 0.0
         self._off_since: float | None = None
         self._boots: deque[float] = deque(maxlen=BOOTS_BORNE)
         # A state that was read from disk may be of an agent that died in the middle of things.
@@ -107,7 +95,7 @@ class ManagedVm:
                 self._later()
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncIterator[None]:
         """The lock, once the conclusion from a worker's end is drawn: until then `state` is old."""
         while True:
             await self._lock.acquire()
@@ -122,8 +110,8 @@ class ManagedVm:
 
     async def _step(self) -> None:
         state = self.state
-        if self._keeper is not None and time.monotonic() > self._base_until:
-            await self._let_memory_go()
+        if self.left.expired:
+            await self.left.let_go()
         if self.protects:
             await self._watch_hardware()
         if self.worker is not None or self._agent.managed(state.vm) is not self:
@@ -142,11 +130,11 @@ class ManagedVm:
                 return
             self._seen_running()
             if self._regain:
-                await self._start_primary(None, None)
+                await self.regain()
             elif state.desired == "enabled":
                 await self._pair()
             elif state.desired == "disabled":
-                await self._let_go()
+                await self.let_go()
             else:
                 self._show("suspended", "suspended on request")
 
@@ -161,7 +149,7 @@ class ManagedVm:
         self._off_since = None
         if not state.running or state.boot != boot:
             state.running, state.boot = True, boot
-            self._save()
+            self.save()
 
     async def _primary_is_off(self) -> None:
         """Off on purpose, or after a power cut, or because its QEMU died: only the first is final."""
@@ -178,9 +166,9 @@ class ManagedVm:
         elif state.may_start and not (state.running and rebooted):
             if state.running:
                 state.running = False
-                self._save()
+                self.save()
             if state.desired == "disabled":
-                await self._let_go()
+                await self.let_go()
                 return
             self._show("need_secondary", "the VM is off; protection begins when it is started")
         elif state.may_start:
@@ -192,16 +180,14 @@ class ManagedVm:
 
     async def _claim_to_start(self) -> None:
         """It ran with a secondary that may have taken over: the arbiter says whether it did."""
-        state = self.state
         self._show("failing_over", "asks the arbiter whether the VM may start here again")
-        config = {**self._common("claim", state.peer), "qemu_pid": 0, "machine": "", "disks": []}
-        await self._launch(config)
+        await self._launch(self._lines.claim())
 
     async def _boot(self, reason: str) -> None:
         """Start the VM from this host's disk, by right."""
         state = self.state
         state.boot, state.running = boot_id(), True
-        self._save()
+        self.save()
         self._agent.events.add(state.vm, "cold_boot", reason)
         await asyncio.to_thread(self._agent.host.start, state.vm)
         self._show("need_secondary", f"started again from its disk: {reason}")
@@ -209,7 +195,12 @@ class ManagedVm:
     def _later(self, seconds: float = RETRY) -> None:
         self._not_before = time.monotonic() + seconds
 
-    def _save(self) -> None:
+    def at_once(self) -> None:
+        """The next step is due now."""
+        self._not_before = 0.0
+
+    def save(self) -> None:
+        """Make `state` durable."""
         self._agent.store.save(self.state)
 
     def _show(self, state: str, reason: str) -> None:
@@ -226,95 +217,48 @@ class ManagedVm:
                        "for some minutes, see /var/log/libvirt/qemu on this host")  # fmt: skip
             self._later()
             return
-        found = await asyncio.to_thread(self._agent.host.find, state.vm)
-        reasons = compliance(found.live, found.snapshots)
-        reasons += await asyncio.to_thread(self._agent.host.blockers, state.vm)
-        if reasons:
-            raise KvmftError("not_compliant", f"VM {state.vm} cannot be protected.",
-                             "Mend every reason.", reasons)  # fmt: skip
-        disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
-        version = await asyncio.to_thread(self._agent.host.qemu_of, found)
-        self._hardware = hardware(found.live)
-        facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
-        peer = await self._place(found, disks, version, facts)
+        candidate = await self.pairing.examine()
+        self.hardware.known = hardware(candidate.found.live)
+        peer = await self.pairing.place(candidate)
         session = secrets.token_hex(16)
         if self.shown[0] != "starting":
             self._show("need_secondary", f"asks {peer} for a standby")
-        answer = await self._agent.peers.call(
-            peer, "standby_prepare", vm=state.vm, uuid=found.domain.uuid, xml=found.xml,
-            disks=disks, qemu_version=version, machine=found.domain.machine,
-            session=session, options=state.options, nics=_nics(found), autostart=state.autostart,
-            allowed=self._allowed_there(peer), facts=facts,
-        )  # fmt: skip
+        port = await self.pairing.ask(candidate, peer, session)
         state.peer, state.session = peer, session
         state.may_start = False
-        self._save()
-        await self._start_primary(found, int(answer["port"]))
+        self.save()
+        await self._start_primary(candidate.found, port)
 
     async def _watch_hardware(self) -> None:
         """A standby has the devices of the time of its start and could not load what was plugged in
         since: after a change a new one is made."""
-        if not self._hardware or time.monotonic() < self._hardware_due or self.worker is None:
+        changed = await self.hardware.changes()
+        if not changed or self.worker is None:
             return
-        self._hardware_due = time.monotonic() + HARDWARE_EVERY
-        try:
-            now = await asyncio.to_thread(self._agent.host.hardware, self.state.vm)
-        except KvmftError:
-            return  # libvirt does not answer now; that is no change
-        if not now or now == self._hardware or self.worker is None:
-            return  # the same, or the VM is off, of which the worker will tell
-        changed = "; ".join(sorted(now ^ self._hardware))
-        self._hardware = frozenset()
+        self.hardware.forget()
         self._agent.events.add(self.state.vm, "hardware_changed",
                                f"the standby is made anew, as the VM's devices changed: {changed}")  # fmt: skip
         self.worker.send(cmd="suspend")
 
-    async def _place(
-        self, found: Found, disks: list[dict[str, Any]], version: str, facts: dict[str, Any]
-    ) -> str:
-        """The host for the secondary: where it was, while that host can take it."""
-        state = self.state
-        hosts = permitted(self._agent.config.peers, state.allowed)
-        offers = await ask_all(
-            self._agent.peers, hosts, vm=state.vm, xml=found.xml, disks=disks,
-            qemu_version=version, facts=facts,
-        )  # fmt: skip
-        peer = choose(offers, state.peer, state.vm)
-        if state.peer and state.peer != peer:
-            self._agent.events.add(state.vm, "placed", f"{state.peer} cannot take it; {peer} can")
-        return peer
-
-    def _allowed_there(self, peer: str) -> list[str]:
-        """The permitted hosts as `peer` has to see them once it runs the VM: this host, not itself."""
-        allowed = self.state.allowed
-        return [*(each for each in allowed if each != peer), self._agent.config.host] if allowed else []
+    async def regain(self) -> None:
+        """Have a worker win the right to run alone, for a VM that runs and whose output is shut."""
+        await self._start_primary(None, None)
 
     async def _start_primary(self, found: Found | None, port: int | None) -> None:
         state, agent = self.state, self._agent
+        await agent.forecasts.end(state.vm)
         if found is None:
             found = await asyncio.to_thread(agent.host.find, state.vm)
         disks = await asyncio.to_thread(agent.host.disk_sizes, state.vm, found.domain)
-        peer = state.peer or sorted(agent.config.peers)[0]
         self.accelerator = found.domain.accelerator
         self._worker_has_peer = port is not None
-        config = {
-            **self._common("primary", peer),
-            "qemu_pid": found.pid,
-            "own_monitor": found.domain.own_monitor,
-            "machine": found.domain.machine,
-            "disks": disks,
-            "nics": _nics(found),
-            "arbitration": "create",
-            "peer_address": agent.config.peers[peer]["ft"],
-            "peer_port": port,
-        }
-        await self._launch(config)
+        await self._launch(self._lines.primary(found, disks, port))
 
     # -- secondary ----------------------------------------------------------------------------------
 
     async def prepare(self, request: dict[str, Any], peer: str) -> int:
         """Start a standby for `peer`'s VM; the port of its FT log."""
-        async with self._turn():
+        async with self.turn():
             return await self._prepare(request, peer)
 
     async def _prepare(self, request: dict[str, Any], peer: str) -> int:
@@ -327,58 +271,16 @@ class ManagedVm:
             )  # fmt: skip
         await asyncio.to_thread(agent.host.destroy, state.vm)
         domain = describe(request["xml"])
-        replicas = Replicas(agent.store.directory(state.vm))
-        lacking = await asyncio.to_thread(
-            agent.host.admit, domain, request["disks"], agent.config.storage_pool,
-            lambda path: replicas.owns(path) or path in {disk["path"] for disk in state.disks},
-            Request.read(request.get("facts")),
-        )  # fmt: skip
-        if lacking:
-            raise KvmftError("not_admitted", f"{agent.config.host} cannot take the secondary.",
-                             "Mend every reason.", lacking)  # fmt: skip
-        state.role, state.peer, state.session = "secondary", peer, request["session"]
-        state.desired, state.may_start = "enabled", False
-        state.autostart = bool(request.get("autostart"))
-        state.allowed = list(request.get("allowed") or [])
-        state.options, state.machine = request["options"], request["machine"]
-        state.uuid, state.nics = request["uuid"], request["nics"]
-        self._save()
-        remove_durably(claims_path(agent.store.directory(state.vm)))
-        pid, state.own_monitor, state.disks = await asyncio.to_thread(
-            agent.host.start_standby, request["xml"], domain, request["disks"],
-            agent.config.storage_pool, state.session,
-        )  # fmt: skip
-        replicas.keep(disk["path"] for disk in state.disks)
-        agent.events.add(state.vm, "standby_started", f"a standby for {peer}'s VM waits for memory")
-        definition = await asyncio.to_thread(agent.host.definition, state.vm)
-        write_durably(self._definition, definition.encode(), 0o600)
-        self._save()
+        pid = await self.standby.start(domain, request, peer)
         self._recover = False
-        self._listening = asyncio.get_running_loop().create_future()
+        self.answers.expect_port()
         self.accelerator = domain.accelerator
         try:
-            config = self._secondary_config(pid, resume=False)
-            await self._launch({**config, "base": self._base} if self._base else config)
-            return await asyncio.wait_for(self._listening, LISTEN_TIMEOUT)
-        except TimeoutError:
-            raise KvmftError("standby_worker", "The standby's worker did not get ready.",
-                             "See `journalctl -u kvmft-agent` on the secondary.") from None  # fmt: skip
+            line = self._lines.secondary(pid, resume=False)
+            await self._launch({**line, "base": self.left.base} if self.left.base else line)
+            return await self.answers.port()
         finally:
-            self._listening = None
-
-    def _secondary_config(self, pid: int, resume: bool) -> dict[str, Any]:
-        state, config = self.state, self._agent.config
-        return {
-            **self._common("secondary", state.peer),
-            "qemu_pid": pid,
-            "own_monitor": state.own_monitor,
-            "machine": state.machine,
-            "disks": state.disks,
-            "nics": state.nics,
-            "listen_address": config.addresses["ft"],
-            "port_range": list(config.ft_log_ports),
-            "resume": resume,
-        }
+            self.answers.forget_port()
 
     async def _recover_secondary(self) -> None:
         """After a restart of the agent: the commits may still be in /run and the standby alive."""
@@ -388,23 +290,12 @@ class ManagedVm:
         except KvmftError:
             found = None
         if found is None or not found.running:
-            if self._may_have_won():
+            if self.standby.may_have_won():
                 await self._claim_to_start()
             else:
                 await self._go_stale("the standby did not survive")
             return
-        await self._launch(self._secondary_config(found.pid, resume=True))
-
-    def _may_have_won(self) -> bool:
-        """True when this side was claiming, or had won, when its host lost power: its disks were
-        made durable before it asked, so they may start if the arbiter has our record."""
-        path = claims_path(self._agent.store.directory(self.state.vm))
-        try:
-            with open(path, "rb") as file:
-                held = holdings_from_bytes(file.read(), self._agent.config.cluster_id)
-        except (OSError, KvmftError):
-            return False
-        return bool(held.written) or any(record.mode is Mode.SOLO for record in held.bases)
+        await self._launch(self._lines.secondary(found.pid, resume=True))
 
     async def discard(self, caller: str) -> None:
         """The primary on `caller` turned FT off or moved its secondary: let the standby go.
@@ -412,7 +303,7 @@ class ManagedVm:
         Where libvirt has a definition of the VM (this host ran it once), its disks here are of the
         past and the definition would start them: the hook's guard stays, as `stale` (I5).
         """
-        async with self._turn():
+        async with self.turn():
             if self.state.peer not in ("", caller):
                 raise KvmftError("not_yours", f"The standby of VM {self.state.vm} belongs to "
                                  f"{self.state.peer}, not to {caller}.", "")  # fmt: skip
@@ -422,7 +313,7 @@ class ManagedVm:
             await asyncio.to_thread(self._agent.host.destroy, self.state.vm)
             if await asyncio.to_thread(self._agent.host.is_defined, self.state.vm):
                 self.state.role, self.state.autostart = "stale", False
-                self._save()
+                self.save()
                 self._show("disabled", f"fault tolerance is off; the VM is that of {self.state.peer}")
             else:
                 self._agent.forget(self)
@@ -430,7 +321,7 @@ class ManagedVm:
     async def _end_standby_worker(self) -> None:
         """End a standby's worker, unless it is taking over or has: that instance is the only one."""
         state = self.state
-        if self._switch is not None and not self._switch.done():
+        if self.answers.handing_over:
             # The peer runs the VM, and our worker still puts aside the memory that it left here.
             raise KvmftError(
                 "handing_over", f"{self._agent.config.host} is handing VM {state.vm} over.",
@@ -450,24 +341,11 @@ class ManagedVm:
 
     async def _go_stale(self, reason: str) -> None:
         self.state.role = "stale"
-        self._save()
+        self.save()
         await asyncio.to_thread(self._agent.host.destroy, self.state.vm)
         self._show("disabled", f"the replica here was given up: {reason}")
 
     # -- workers ------------------------------------------------------------------------------------
-
-    def _common(self, role: str, peer: str) -> dict[str, Any]:
-        state, config = self.state, self._agent.config
-        return {
-            "cmd": "start", "role": role, "vm": state.vm, "uuid": state.uuid,
-            "host": config.host, "peer": peer, "cluster_id": config.cluster_id,
-            "session": state.session or "0" * 32,
-            "run_dir": os.path.join(RUN_DIRECTORY, state.vm),
-            "state_dir": self._agent.store.directory(state.vm),
-            "tls": {"ca": config.tls.ca, "cert": config.tls.cert, "key": config.tls.key},
-            "arbiter": config.arbiter, "domain": state.vm,
-            "options": {**config.options, **state.options},
-        }  # fmt: skip
 
     async def _launch(self, config: dict[str, Any]) -> None:
         self._outcome = None
@@ -493,16 +371,15 @@ class ManagedVm:
                 if message["event"] == "activated":
                     self.exposure.failed_over(message["data"]["kind"])
             case "listening":
-                if self._listening is not None and not self._listening.done():
-                    self._listening.set_result(int(message["port"]))
+                self.answers.listening(int(message["port"]))
             case "audit":
-                waiting = self._audits.pop(int(message["id"]), None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(message)
+                self.answers.audited(message)
+            case "epochs":
+                self.epochs.take(message)
             case "handed_over":
                 self._handed_over(message)
             case "base_taken":
-                asyncio.get_running_loop().create_task(self._let_memory_go())
+                asyncio.get_running_loop().create_task(self.left.let_go())
             case "done":
                 self._outcome = (message["outcome"], message["reason"])
 
@@ -510,40 +387,19 @@ class ManagedVm:
         """The VM runs on the peer. Durable first: what is here never starts again as it is."""
         state = self.state
         state.role, state.may_start, state.running = "stale", False, False
-        self._save()
-        self._keeper, self.worker = self.worker, None
-        self._base = {"pid": message["pid"], "blocks": message["blocks"]}
-        self._base_until = time.monotonic() + KEEP_MEMORY
+        self.save()
+        keeper, self.worker = self.worker, None
+        self.left.hold(keeper, {"pid": message["pid"], "blocks": message["blocks"]})
         self._show("starting", f"handed over to {state.peer}; becomes its standby")
-        if self._switch is not None and not self._switch.done():
-            self._switch.set_result(None)
-
-    async def _let_memory_go(self) -> None:
-        """The new standby has taken the memory that the VM left here, or nobody came for it."""
-        keeper, self._keeper, self._base = self._keeper, None, None
-        if keeper is not None:
-            keeper.send(cmd="release")
-            await keeper.end()
+        self.answers.handed_over()
 
     def _worker_ended(self, worker: WorkerProcess) -> None:
         if self.worker is not worker:
             return
         self.worker = None
         self._settling = True
-        if self._switch is not None and not self._switch.done():
-            why = self._outcome[1] if self._outcome else "the worker was killed"
-            self._switch.set_exception(KvmftError(
-                "switch_failed", f"VM {self.state.vm} was not switched over: {why}.",
-                "It goes on here; see `kvmft events`."))  # fmt: skip
-        for waiting in self._audits.values():
-            if not waiting.done():
-                waiting.set_exception(KvmftError("audit_lost", "The worker ended.", "Try again."))
-        self._audits.clear()
-        if self._listening is not None and not self._listening.done():
-            reason = self._outcome[1] if self._outcome else "the worker ended"
-            self._listening.set_exception(
-                KvmftError("standby_worker", f"The standby's worker ended: {reason}.", "")
-            )
+        self.answers.worker_ended(self._outcome[1] if self._outcome else None)
+        self.epochs.lost()
         asyncio.get_running_loop().create_task(self._settle())
 
     async def _settle(self) -> None:
@@ -568,7 +424,7 @@ class ManagedVm:
                         # what it left says what it may do, as after a restart of the agent.
                         self._recover = True
                         self._later(0.3)
-                    elif outcome == "failed" and self._may_have_won():
+                    elif outcome == "failed" and self.standby.may_have_won():
                         self._recover = True
                         self._show("failing_over", reason)
                         self._later(HALTED_RETRY if self._worker_role == "claim" else RETRY)
@@ -588,38 +444,42 @@ class ManagedVm:
         state.role, state.may_start = "primary", True
         state.running, state.boot = True, boot_id()
         self._regain = False
-        self._save()
+        self.save()
         await asyncio.to_thread(self._agent.host.define_activated, state.vm)
         self._show("need_secondary", f"took over from {state.peer}")
+        if {**self._agent.config.options, **state.options}["true_time"]:
+            asyncio.get_running_loop().create_task(self._put_time_right())
+
+    async def _put_time_right(self) -> None:
+        with contextlib.suppress(KvmftError):
+            behind = await put_right(lambda: self._agent.host.domain(self.state.vm))
+            if behind is not None:
+                self._agent.events.add(self.state.vm, "guest_time_set",
+                                       f"the guest's wall clock was {behind:.2f} s behind and was set",
+                                       behind_ms=round(behind * 1000))  # fmt: skip
         self._later(0.3)
 
     async def _boot_replica(self, reason: str) -> None:
         """This side had taken over, and its host lost power before that was written down."""
         state = self.state
         state.role, state.may_start = "primary", True
-        self._save()
-        with open(self._definition, encoding="utf-8") as file:
-            await asyncio.to_thread(self._agent.host.define, file.read())
+        self.save()
+        await self.standby.define()
         await self._boot(reason)
-
-    @property
-    def _definition(self) -> str:
-        """Where the domain is kept that a standby becomes."""
-        return os.path.join(self._agent.store.directory(self.state.vm), "domain.xml")
 
     async def _primary_ended(self, outcome: str, reason: str) -> None:
         state = self.state
         if outcome == "fenced":
             # Durable first: also when libvirt does not answer now, this disk never starts again.
             state.role, state.may_start = "stale", False
-            self._save()
+            self.save()
             self._fence_due = True
             self._show("fenced", reason)
             await self._fence()
             return
         if outcome in ("solo", "detached"):
             state.may_start, self._regain = True, False
-            self._save()
+            self.save()
             if outcome == "solo" and self._worker_role == "claim":
                 await self._boot(reason)
                 self._later()
@@ -648,40 +508,9 @@ class ManagedVm:
             worker.send(cmd="stop")
             await worker.end()
 
-    # -- asked by people ----------------------------------------------------------------------------
+    # -- what others see and need -------------------------------------------------------------------
 
-    async def stop_protection(self, desired: str) -> None:
-        """Turn off (`disabled`) or suspend; returns when it is done."""
-        state = self.state
-        state.desired = desired
-        self._save()
-        async with self._turn():
-            running = await asyncio.to_thread(self._agent.host.is_running, state.vm)
-            if self.worker is None and self._regain and running:
-                # Its output is shut and its secondary may have taken over: a worker must win the
-                # right to run alone before anything is given up.
-                await self._start_primary(None, None)
-        worker = self.worker
-        if worker is not None:
-            worker.send(cmd="stop" if desired == "disabled" else "suspend")
-            await worker.end(LEAVE_TIMEOUT)
-        while worker is not None and self.worker is worker:
-            await asyncio.sleep(0.05)
-        async with self._turn():
-            if state.role != "primary":
-                raise KvmftError(
-                    "lost", f"VM {state.vm} was taken over by {state.peer} meanwhile.",
-                    f"Ask there: kvmft status {state.vm}.",
-                )  # fmt: skip
-            if self._regain and not state.may_start:
-                raise KvmftError(
-                    "not_released",
-                    f"VM {state.vm} has not won the right to run alone: {self.shown[1]}",
-                    "Bring the arbiter back (`kvmft doctor`); it is then completed by itself.",
-                )
-            await self._let_go()
-
-    async def _let_go(self) -> None:
+    async def let_go(self) -> None:
         """By right alone, and not wanted otherwise: tell the peer; forget when FT is off."""
         state = self.state
         if state.peer:
@@ -689,92 +518,10 @@ class ManagedVm:
         if state.desired == "disabled" and self._agent.managed(state.vm) is self:
             self._agent.forget(self)
 
-    async def switch(self) -> None:
-        """Planned switchover to the secondary; returns when it runs the VM. Nothing is lost, also
-        when it fails: then KvmftError says why and the VM goes on here."""
-        state = self.state
-        if self.worker is None or state.role != "primary" or self.shown[0] != "protected":
-            raise KvmftError(
-                "not_protected", f"VM {state.vm} is {self.shown[0]} ({self.shown[1]}), so no secondary "
-                "can take it without loss.", "Wait for `protected`.",
-            )  # fmt: skip
-        await self._agent.probe_arbiter()
-        if not self._agent.arbiter_ok:
-            raise KvmftError("no_arbiter", f"The arbiter cannot swap the roles: "
-                             f"{self._agent.arbiter_reason}", "Bring the arbiter up.")  # fmt: skip
-        self._switch = asyncio.get_running_loop().create_future()
-        try:
-            self.worker.send(cmd="switch")
-            await asyncio.wait_for(self._switch, SWITCH_TIMEOUT)
-        except TimeoutError:
-            raise KvmftError("switch_slow", f"VM {state.vm} was not switched over within "
-                             f"{SWITCH_TIMEOUT:.0f} s.", "See `kvmft events`.") from None  # fmt: skip
-        finally:
-            self._switch = None
-
-    async def move_secondary(self, target: str) -> None:
-        """Give up the secondary, in order, and make it anew on `target` (which may be the same)."""
-        state = self.state
-        worker, old = self.worker, Farewell(state.vm, state.peer, state.session)
-        if state.role != "primary" or worker is None:
-            raise KvmftError("not_protected", f"VM {state.vm} is not protected from here.",
-                             "Ask the host where it runs.")  # fmt: skip
-        found = await asyncio.to_thread(self._agent.host.find, state.vm)
-        disks = await asyncio.to_thread(self._agent.host.disk_sizes, state.vm, found.domain)
-        permitted([*self._agent.config.peers], [target])
-        if state.allowed and target not in state.allowed:
-            raise KvmftError("not_allowed", f"{target} is not among the allowed hosts of VM {state.vm}.",
-                             f"Allowed: {', '.join(state.allowed)}.")  # fmt: skip
-        # Before anything is given up: a host that cannot take it must not cost the protection.
-        version = await asyncio.to_thread(self._agent.host.qemu_of, found)
-        facts = (await asyncio.to_thread(self._agent.host.request, found.domain)).to_dict()
-        offers = await ask_all(
-            self._agent.peers, [target], vm=state.vm, xml=found.xml, disks=disks,
-            qemu_version=version, facts=facts,
-        )  # fmt: skip
-        choose(offers, target, state.vm)
-        self._agent.events.add(state.vm, "moving", f"the secondary goes from {old.peer} to {target}")
-        worker.send(cmd="suspend")
-        await worker.end(LEAVE_TIMEOUT)
-        while self.worker is worker:
-            await asyncio.sleep(0.05)
-        async with self._turn():
-            if state.role != "primary" or self._regain:
-                raise KvmftError("lost", f"VM {state.vm} was not released: {self.shown[1]}",
-                                 "See `kvmft events`.")  # fmt: skip
-            state.peer = target
-            self._save()
-            self._not_before = 0.0
-        if old.peer != target:
-            await self._agent.farewells.say(old)
-
-    def kill_standby(self) -> None:
-        """Test: end the standby's QEMU as a crash would."""
-        if self.worker is None or self.state.role != "secondary":
-            raise KvmftError("not_secondary", f"{self._agent.config.host} has no standby of VM "
-                             f"{self.state.vm}.", "Ask the host that `kvmft status` names.")  # fmt: skip
-        self._agent.host.kill(self.state.vm)
-
-    async def audit(self) -> dict[str, Any]:
-        """Compare the replica's memory with the VM's at the next commit."""
-        if self.worker is None or self.state.role != "primary":
-            raise KvmftError("not_protected", f"VM {self.state.vm} is not protected from here.",
-                             "Ask the host where it runs.")  # fmt: skip
-        identity = secrets.randbelow(1 << 30)
-        waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._audits[identity] = waiting
-        self.worker.send(cmd="audit", id=identity)
-        result = await asyncio.wait_for(waiting, 60)
-        if "error" in result:
-            raise KvmftError("audit", f"No audit: {result['error']}.", "Wait for `protected`.")
-        return {key: result[key] for key in ("epoch", "pages", "different", "first_different")}
-
-    def claim(self) -> None:
-        """A person orders this side, a secondary, to take over."""
-        if self.worker is None or self.state.role != "secondary":
-            raise KvmftError("not_secondary", f"{self._agent.config.host} has no standby of VM "
-                             f"{self.state.vm}.", "Ask the host that `kvmft status` names.")  # fmt: skip
-        self.worker.send(cmd="claim")
+    @property
+    def must_regain(self) -> bool:
+        """True until a claim has said whether what runs here may be seen."""
+        return self._regain
 
     @property
     def wants_protection(self) -> bool:
@@ -808,29 +555,3 @@ class ManagedVm:
     def protects(self) -> bool:
         """True while a worker looks after the running VM here."""
         return self.worker is not None and self._worker_role == "primary"
-
-    def status(self, running: bool) -> dict[str, Any]:
-        """The status that people and modules see."""
-        state, host = self.state, self._agent.config.host
-        shown = self.shown
-        if self.worker is None and state.desired == "suspended":
-            shown = ("suspended", "suspended on request")
-        primary = host if state.role == "primary" else state.peer
-        # The same list on every host: those that may run the VM or have its standby.
-        allowed = sorted({*state.allowed, host}) if state.allowed else []
-        return {
-            "vm": state.vm, "uuid": state.uuid, "state": shown[0], "reason": shown[1],
-            "desired": state.desired, "role": state.role, "primary": primary,
-            "secondary": state.peer if state.role == "primary" else host,
-            **{name: self.figures.get(name) for name in FIGURES},
-            "unprotected_seconds": round(self.exposure.seconds, 1),
-            "unprotected_seconds_month": round(self.exposure.this_month, 1),
-            "accelerator": self.accelerator, "running": running,
-            "switched_off": self.is_off and not running, "options": state.options,
-            "allowed_hosts": allowed,
-            "arbiter": {"type": self._agent.config.arbiter["type"], "ok": self._agent.arbiter_ok},
-        }  # fmt: skip
-
-
-def _nics(found: Found) -> list[dict[str, str]]:
-    return [{"alias": nic.alias, "mac": nic.mac} for nic in found.domain.nics]

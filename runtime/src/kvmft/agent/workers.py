@@ -13,13 +13,16 @@ from kvmft.agent.lines import MAX_LINE
 
 
 class WorkerProcess:
-    """One worker. `on_message` gets each of its messages; `on_exit` is called once, at its end."""
+    """One worker, a process of Python's `module`. `on_message` gets each of its messages; `on_exit` is
+    called once, at its end."""
 
     def __init__(
         self,
         on_message: Callable[[dict[str, Any]], None],
         on_exit: Callable[[], None],
+        module: str = "kvmft.worker",
     ) -> None:
+        self._module = module
         self._on_message = on_message
         self._on_exit = on_exit
         self._writer: asyncio.StreamWriter | None = None
@@ -31,7 +34,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "kvmft.worker", str(theirs.fileno()),
+                sys.executable, "-m", self._module, str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
         finally:

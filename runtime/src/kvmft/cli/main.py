@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from kvmft import __version__
-from kvmft.cli import watch
+from kvmft.cli import bench, forecast, watch
 from kvmft.cli.client import SOCKET, ask
 from kvmft.errors import KvmftError
 
@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
                            help="a host on which the secondary may be (repeat it; default: all)")  # fmt: skip
         for name, what in PACE.items():
             added.add_argument(f"--{name.replace('_', '-')}", type=float, help=what)
+        added.add_argument("--set", action="append", metavar="OPTION=VALUE", default=[],
+                           help="any option of ft_vm, as replay_input=false")  # fmt: skip
         added.add_argument("--wait", type=float, metavar="SECONDS", default=0,
                            help="wait for `protected` at most so long")  # fmt: skip
     verb("disable", "turn fault tolerance off")
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
                            help="wait for `protected` at most so long")  # fmt: skip
     verb("check", "all reasons why a VM cannot be protected")
     verb("audit", "compare the replica's memory with the VM's")
+    forecast.add_verb(verbs, PACE)
     watch.add_verbs(verbs)
+    bench.add_verb(verbs)
     verb("doctor", "probe this host by doing", vm=False)
     verb("host", "versions, peers and arbiter of this host", vm=False)
     upkeep = verb("maintenance", "whether this host takes new secondaries", vm=False)
@@ -131,12 +135,26 @@ def _status(options: argparse.Namespace) -> int:
         time.sleep(1)
 
 
+def _option(text: str) -> tuple[str, Any]:
+    """`interval_ms=20` as a name and a value; the agent says whether there is such an option."""
+    name, equals, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise KvmftError(
+            "option_invalid",
+            f"--set {text} {'has no value that is a number, true or false' if equals else 'has no ='}.",
+            "Give it as --set replay_input=false.",
+        ) from None
+
+
 def _change(options: argparse.Namespace) -> int:
     args: dict[str, Any] = {"vm": options.vm}
     if options.verb in ("enable", "resume"):
         args["secondary"] = options.secondary
         args["allowed_hosts"] = options.allowed_host
         given = {name: getattr(options, name) for name in PACE if getattr(options, name) is not None}
+        given |= dict(_option(each) for each in options.set)
         if given:
             args["options"] = given
     if options.verb == "failover":
@@ -212,8 +230,9 @@ def _agent(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. 0: done; 1: refused or findings; 2: usage; 3: not reached in time."""
     options = _parser().parse_args(arguments)
-    verbs = {**watch.VERBS, "status": _status, "doctor": _doctor, "agent": _agent,
+    verbs = {**watch.VERBS, "bench": bench.bench, "status": _status, "doctor": _doctor, "agent": _agent,
              "check": _plain, "audit": _plain, "host": _plain,
+             "forecast": lambda given: forecast.forecast(given, PACE),
              "maintenance": _maintenance}  # fmt: skip
     if options.verb == "hook":
         from kvmft.cli import hook

@@ -57,6 +57,7 @@ class FrameType(IntEnum):
     HANDOVER = 15
     RELIEVED = 16
     INPUT = 17
+    REPLAY = 18
 
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -78,6 +79,7 @@ LIMITS: dict[FrameType, int] = {
     FrameType.HANDOVER: 0,
     FrameType.RELIEVED: 0,
     FrameType.INPUT: 1 * MIB,
+    FrameType.REPLAY: 1 * MIB,
 }
 """Largest body of each type, in bytes."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvmft.core.events import ClaimAsked, Loss, PeerLost
-from kvmft.sim.hosts import Cluster, Host
-from kvmft.sim.sides import PrimaryWorker, SecondaryWorker
+from kvmft.sim.cluster import Cluster
+from kvmft.sim.host import Host
+from kvmft.sim.primary import PrimaryWorker
+from kvmft.sim.secondary import SecondaryWorker
 
 
 def _host(cluster: Cluster) -> Host:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kvmft.core.events import ClaimAsked, Loss, PeerLost
 from kvmft.sim import faults
-from kvmft.sim.hosts import Cluster
+from kvmft.sim.cluster import Cluster
 from kvmft.sim.world import World
 
 PATIENCE = 60.0

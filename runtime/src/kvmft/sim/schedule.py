@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvmft.sim.cluster import Cluster
 from kvmft.sim.faults import KINDS, heal
-from kvmft.sim.hosts import Cluster
 from kvmft.sim.world import World
 
 FAULT_TIME = 1.5

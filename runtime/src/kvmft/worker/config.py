@@ -45,6 +45,9 @@ class WorkerConfig:
     tls: TlsFiles
     arbiter: dict[str, Any]
     pace: Pace
+    replay_input: bool
+    realtime: bool
+    true_time: bool
     detection: float
     hold_bound: float
     agent_grace: float
@@ -82,7 +85,8 @@ def _seconds(options: dict[str, Any], name: str, default_ms: float) -> float:
     return float(value) / 1000.0
 
 
-def _pace(options: dict[str, Any]) -> Pace:
+def pace_of(options: dict[str, Any]) -> Pace:
+    """The pace that a VM's options ask for; KvmftError `option_invalid`."""
     share = options.get("max_pause_share", Pace.max_pause_share)
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share < 1:
         raise KvmftError(
@@ -121,7 +125,10 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             state_dir=line["state_dir"],
             tls=TlsFiles(line["tls"]["ca"], line["tls"]["cert"], line["tls"]["key"]),
             arbiter=line["arbiter"],
-            pace=_pace(options),
+            pace=pace_of(options),
+            replay_input=bool(options.get("replay_input", True)),
+            realtime=bool(options.get("realtime", True)),
+            true_time=bool(options.get("true_time", True)),
             detection=_seconds(options, "detection_ms", 300),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
             agent_grace=_seconds(options, "agent_grace_ms", 8000),

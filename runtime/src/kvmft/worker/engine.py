@@ -39,11 +39,19 @@ class Checkpoint:
     audit: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Copied:
+    """Ranges (n, 2) of guest memory, and their bytes one after the other."""
+
+    ranges: np.ndarray
+    data: memoryview
+
+
 class PageBuffer:
     """One reusable area for copied pages; it grows, and its old content is not kept."""
 
-    def __init__(self) -> None:
-        self._area = mmap.mmap(-1, FIRST_BUFFER)
+    def __init__(self, size: int = FIRST_BUFFER) -> None:
+        self._area = mmap.mmap(-1, size)
 
     def view(self, size: int) -> memoryview:
         """A writable view of `size` bytes."""
@@ -70,12 +78,14 @@ class Engine:
         self._disk_log = disk_log
         self._state_path = state_path
         self._on_failed = on_failed
-        self._buffer = PageBuffer()
+        self._buffer, self._late_buffer = PageBuffer(), PageBuffer(1 << 20)
         self.stay_stopped = False
         self.busy = False
         """True while a checkpoint or a round is under way."""
         self.holds_vm = False
         """True from a stop of ours until the VM is known to run again; also after a failure."""
+        self.on_stopped: Callable[[], None] = lambda: None
+        """Called as soon as the VM stands still for a checkpoint."""
         self.on_progress: Callable[[], None] = lambda: None
         """Called again and again while an audit hashes memory."""
 
@@ -98,37 +108,45 @@ class Engine:
         self.busy = self.holds_vm = True
         begun = self._reactor.now()
         parts: list[bytes | bytearray | memoryview] = []
-        count = 0
+        pages = 0
+        copied = Copied(np.zeros((0, 2), dtype=np.uint64), memoryview(b""))
+
+        def stopped(reply: Reply) -> None:
+            # The VM stands still and its I/O is drained: memory is copied while QEMU saves the devices.
+            nonlocal copied
+            if "error" not in reply:
+                self.on_stopped()
+                copied = self._copy(self._buffer)
 
         def saved(replies: list[Reply]) -> None:
+            nonlocal parts, pages
             if self._refused(replies):
                 return
+            # A device may write to memory while it is saved: those pages once more (I3).
+            late = self._copy(self._late_buffer)
             # `stop` drained the disks, so each write is in the log of its own epoch (I3).
             table, data = self._disk_log.cut()
             at_stop()
-            ranges = self._memory.collect()
-            size = int((ranges[:, 1] - ranges[:, 0]).sum()) if len(ranges) else 0
-            pages = self._buffer.view(size)
-            self._memory.read(ranges, pages)
-            with open(self._state_path, "rb", buffering=0) as file:
-                state = file.read()
             digests = self._memory.page_hashes(0, self.on_progress).tobytes() if audit else None
             stay = last or self.stay_stopped
             if not stay:
-                self._monitor.batch([command("cont")], lambda replies: running(replies, digests))
+                self._batch([command("cont")], lambda replies: running(replies, digests))
+            with open(self._state_path, "rb", buffering=0) as file:
+                state = file.read()
+            ranges = np.concatenate([copied.ranges, late.ranges]) if len(late.ranges) else copied.ranges
             runs = np.ascontiguousarray(self._memory.to_table(ranges), dtype="<u8")
-            counts = (len(runs), size, len(table) // 32, len(data), len(state))
-            nonlocal parts, count
+            counts = (len(runs), len(copied.data) + len(late.data), len(table) // 32, len(data), len(state))
             parts = [
                 encode_header(FrameType.CHECKPOINT, epoch, checkpoint_length(*counts)),
                 checkpoint_head(*counts),
                 memoryview(runs).cast("B") if len(runs) else b"",
-                pages,
+                copied.data,
+                late.data,
                 table,
                 data,
                 state,
             ]
-            count = size // PAGE
+            pages = counts[1] // PAGE
             if stay:
                 running([], digests)
 
@@ -136,10 +154,18 @@ class Engine:
             if not self._refused(replies):
                 self.busy, self.holds_vm = False, not replies
                 pause = self._reactor.now() - begun
-                done(Checkpoint(epoch, parts, count, pause, digests))
+                done(Checkpoint(epoch, parts, pages, pause, digests))
 
-        save = command("xen-save-devices-state", filename=self._state_path, live=True)
-        self._batch([command("stop"), save], saved)
+        # Not `live`: that would also let go of the disk images, and `cont` would have to open them again.
+        save = command("xen-save-devices-state", filename=self._state_path, live=False)
+        self._batch([command("stop"), save], saved, stopped)
+
+    def _copy(self, buffer: PageBuffer) -> Copied:
+        """Copy what was written since the last call; the VM must be stopped."""
+        ranges = self._memory.collect()
+        data = buffer.view(int((ranges[:, 1] - ranges[:, 0]).sum()) if len(ranges) else 0)
+        self._memory.read(ranges, data)
+        return Copied(ranges, data)
 
     def round(self, done: Callable[[np.ndarray, float], None]) -> None:
         """Scan dirty memory in a short stop; `done` gets the ranges (n, 2) and the pause.
@@ -174,9 +200,14 @@ class Engine:
         except FileNotFoundError:
             pass
 
-    def _batch(self, commands: list[Command], done: Callable[[list[Reply]], None]) -> None:
+    def _batch(
+        self,
+        commands: list[Command],
+        done: Callable[[list[Reply]], None],
+        first: Callable[[Reply], None] | None = None,
+    ) -> None:
         try:
-            self._monitor.batch(commands, done)
+            self._monitor.batch(commands, done, first)
         except MonitorError as error:
             self.busy = False
             self._on_failed(str(error))

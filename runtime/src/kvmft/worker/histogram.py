@@ -28,6 +28,11 @@ class Histogram:
         self._counts[bisect_left(self.bounds, value)] += 1
         self._sum += value
 
+    @property
+    def total(self) -> int:
+        """How many values were counted."""
+        return sum(self._counts)
+
     def to_dict(self) -> dict[str, Any]:
         """For the status message: bounds, counts per bucket (not cumulative) and the sum."""
         return {"bounds": list(self.bounds), "counts": list(self._counts),

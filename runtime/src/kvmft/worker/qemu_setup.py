@@ -53,7 +53,7 @@ def start_mirror(monitor: Monitor, target: str, node: str, speed: int = 0) -> No
 
     `speed` bounds the copy of what is there already, in bytes per second; 0 does not. An error
     pauses the job, it does not end it: a mirror that ends in a running VM may take QEMU with it
-    (see `PrimaryWorker._remove_mirrors`), and the guest's own writes go on either way.
+    (see `Mirrors.remove`), and the guest's own writes go on either way.
     """
     monitor.execute(
         "blockdev-mirror",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,10 +64,11 @@ class EpochStats:
             self.commits.append((now - self._previous) * 1000)
             self.commit_histogram.add(now - self._previous)
 
-    def clock_loss_ppm(self, now: float) -> float:
-        """Share of the time that the VM stood still, in parts per million."""
+    def clock_loss_ppm(self, now: float, behind: float | None) -> float:
+        """Share of the time that the guest's clock lost, in parts per million: the seconds that it is `behind` where it is
+        kept, and otherwise all that the VM stood still."""
         elapsed = now - self.started
-        return self.paused_total / elapsed * 1e6 if elapsed > 0 else 0.0
+        return (self.paused_total if behind is None else behind) / elapsed * 1e6 if elapsed > 0 else 0.0
 
     def totals(self, log_bytes: int) -> dict[str, Any]:
         """Counts since the worker began, which never go back while it lives; `log_bytes` is what
@@ -76,6 +78,27 @@ class EpochStats:
             "paused_seconds": round(self.paused_total, 6),
             "pause": self.pause_histogram.to_dict(), "commit": self.commit_histogram.to_dict(),
         }  # fmt: skip
+
+    def samples(self) -> dict[str, list[float]]:
+        """The last epochs one by one: times in milliseconds, and 4-KiB pages."""
+        return {"pause_ms": list(self.pauses), "commit_ms": list(self.commits), "interval_ms": list(self.gaps),
+                "pages": list(self.pages)}  # fmt: skip
+
+    def newer(self, now: float, since: Mapping[str, int] | None) -> dict[str, Any]:
+        """What came after the first `since[kind]` values of each kind of `samples`, for one who asks again and again.
+
+        `counts`: how many values of each kind there were since the worker began. `values`: those after `since`,
+        as far as they are kept; none where `since` is None. `paused_seconds` is the count at the time `at`, and
+        `log` has the time and the count of bytes of the last look at the FT log. `started` names the worker.
+        """
+        captured, committed = self.pause_histogram.total, self.commit_histogram.total
+        counts = {"pause_ms": captured, "commit_ms": committed, "interval_ms": max(0, captured - 1), "pages": captured}
+        values: dict[str, list[float]] = {}
+        for kind, kept in self.samples().items() if since is not None else ():
+            new = counts[kind] - (since or {}).get(kind, 0)
+            values[kind] = [round(each, 4) for each in kept[-new:]] if new > 0 else []
+        return {"started": self.started, "at": now, "paused_seconds": self.paused_total, "log": list(self._sample),
+                "counts": counts, "values": values}  # fmt: skip
 
     def sample(self, now: float, sent_bytes: int) -> None:
         """Update `bandwidth` (bytes per second) from the count of all bytes sent so far."""

@@ -1,0 +1,76 @@
+"""The checkpoint engine between two real QEMUs on this machine: pauses against dirty pages and against RAM."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.bench import dirtyguest
+from tests.pair.harness import Machine, Pair, wait_for
+
+PAGES = (10, 100, 1_000, 10_000, 100_000)
+RAM_MIB = (256, 512, 1024, 2048, 4096, 8192)
+RAM_PAGES = 100
+"""Dirty pages per epoch while the size of RAM is what varies."""
+OPTIONS = {"interval_ms": 20, "min_interval_ms": 4, "max_added_latency_ms": 1000, "detection_ms": 5000,
+           "agent_grace_ms": 5000}  # fmt: skip
+
+
+def memory_for(pages: int) -> int:
+    """MiB that a guest needs which dirties so many pages."""
+    return max(128, 64 + (dirtyguest.FIRST_BYTE + pages * 4096 >> 20))
+
+
+def measure(
+    accelerator: str, pages: int, seconds: float, memory_mib: int | None = None, prealloc: str = "off", spins: int = 0,
+    options: dict[str, Any] | None = None, first: Callable[[Pair], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Protect a guest that dirties `pages` all the time; what each epoch of `seconds` took, in milliseconds.
+
+    The first second is not counted. `counts_s` is how many rounds the guest got done a second, before and then under
+    protection. `first` is called while the guest runs unprotected; what it returns is the result's `forecast`.
+    """
+    memory, options = memory_mib or memory_for(pages), options or OPTIONS
+    mask = 255 if pages < 2000 else 0
+    boot = partial(dirtyguest.write_disk, pages=pages, spins=spins, mask=mask)
+    with tempfile.TemporaryDirectory() as directory:
+        pair = Pair(Path(directory), accelerator, machine=Machine(memory, prealloc, boot))
+        try:
+            wait_for("the guest counting", lambda: len(pair.primary_vm.counts) > 1, 60)
+            before = _rate(pair, min(seconds, 5.0))
+            foretold = {"forecast": first(pair)} if first else {}
+            __, port = pair.start_secondary(options=options)
+            primary = pair.start_primary(port, options=options)
+            begun = time.monotonic()
+            primary.wait(300, msg="state", state="protected")
+            synced = time.monotonic() - begun
+            time.sleep(1.0)
+            skip, told = len(_samples(primary)["pause_ms"]), len(primary.messages)
+            during = _rate(pair, seconds)
+            found = {name: values[skip:] for name, values in _samples(primary).items()}
+            rates = [each["log_bandwidth_bytes_s"] for each in primary.messages[told:] if each["msg"] == "status"]
+        finally:
+            pair.stop()
+    return {
+        "accelerator": accelerator, "dirty_pages": pages, "memory_mib": memory, "first_sync_s": round(synced, 2),
+        "counts_s": [round(before, 1), round(during, 1)], "pause_share": round(sum(found["pause_ms"]) / max(sum(found["interval_ms"]), 1e-9), 4),
+        "log_bytes_s": round(sum(rates) / max(1, len(rates))), **found, **foretold,
+    }  # fmt: skip
+
+
+def _samples(worker: Any) -> dict[str, list[float]]:
+    worker.messages = [each for each in worker.messages if each["msg"] != "samples"]
+    worker.send(cmd="samples")
+    found = worker.wait(msg="samples")
+    return {name: values for name, values in found.items() if name != "msg"}
+
+
+def _rate(pair: Pair, seconds: float) -> float:
+    """Rounds of the guest a second."""
+    first, begun = pair.primary_vm.counts[-1], time.monotonic()
+    time.sleep(seconds)
+    return (pair.primary_vm.counts[-1] - first) / (time.monotonic() - begun)
