@@ -60,6 +60,17 @@ def test_an_agent_that_is_refused_for_a_moment_is_asked_again(monkeypatch: pytes
     assert put_right(Domain(0.9, refusals=10**6), patience=0.1) is None
 
 
+def test_an_agent_that_fails_over_the_hardwares_clock_has_set_the_guests(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(Domain):
+        def setTime(self, to: dict[str, Any]) -> int:  # noqa: N802 (libvirt's name)
+            super().setTime(to)
+            self.refusals = 1
+            return super().setTime(to)
+
+    monkeypatch.setattr(guest_time, "EVERY", 0.01)
+    assert put_right(Half(0.9)) == pytest.approx(0.9, abs=0.05)
+
+
 def test_without_a_guest_agent_nobody_waits() -> None:
     begun = time.monotonic()
     assert put_right(Domain(0.9, 10**6, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED)) is None
