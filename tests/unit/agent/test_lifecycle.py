@@ -171,6 +171,29 @@ def test_a_switchover_makes_this_side_stale_before_anybody_is_told(
     assert m.worker is None and m.left.base == {"pid": 1, "blocks": []}
 
 
+def test_after_a_takeover_the_next_step_waits_and_the_guests_clock_moves_no_other_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def set_it(_domain: object) -> float:
+        return 0.5
+
+    monkeypatch.setattr(vm_module, "put_right", set_it)
+    a = agent(tmp_path)
+    a.host.define_activated = lambda vm: None
+    vm = managed(a, role="secondary")
+
+    async def take_over() -> float:
+        await vm._became_primary()
+        waits = vm._not_before - time.monotonic()
+        vm._not_before = 1e9  # as an arbiter that halted has it
+        await asyncio.sleep(0.05)
+        return waits
+
+    assert 0 < asyncio.run(take_over()) <= 0.3
+    assert vm._not_before == 1e9
+    assert [each["event"] for each in a.events.read(None, 0, 100)][-1] == "guest_time_set"
+
+
 def test_a_switchover_that_fails_says_why_and_leaves_the_vm_here(tmp_path: Path) -> None:
     a = agent(tmp_path)
     m = managed(a, may_start=False, running=True)

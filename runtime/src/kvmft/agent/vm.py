@@ -449,6 +449,7 @@ class ManagedVm:
         self._show("need_secondary", f"took over from {state.peer}")
         if {**self._agent.config.options, **state.options}["true_time"]:
             asyncio.get_running_loop().create_task(self._put_time_right())
+        self._later(0.3)
 
     async def _put_time_right(self) -> None:
         with contextlib.suppress(KvmftError):
@@ -457,7 +458,6 @@ class ManagedVm:
                 self._agent.events.add(self.state.vm, "guest_time_set",
                                        f"the guest's wall clock was {behind:.2f} s behind and was set",
                                        behind_ms=round(behind * 1000))  # fmt: skip
-        self._later(0.3)
 
     async def _boot_replica(self, reason: str) -> None:
         """This side had taken over, and its host lost power before that was written down."""
