@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvmft.worker import claimant
+from kvmft.worker import claimant, claims
 
 
 class Arbiter:
@@ -32,7 +32,7 @@ class Anything:
 def test_a_side_without_records_asks_for_a_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Power lost while protection was being turned on: no record was written, so there must be none;
     `create` claims from what is held where something is."""
-    monkeypatch.setattr(claimant, "ArbiterClient", Arbiter)
+    monkeypatch.setattr(claims, "ArbiterClient", Arbiter)
     worker = claimant.ClaimWorker(Anything(), Anything(), Anything())  # type: ignore[arg-type]
     worker.start()
-    assert worker._arbiter.asked == ["create"]  # type: ignore[attr-defined]
+    assert worker._claims.arbiter.asked == ["create"]  # type: ignore[attr-defined]

@@ -167,20 +167,25 @@ def inject_syscall(pid: int, number: int, *arguments: int) -> int:
         return thread.call(number, *arguments)
 
 
+def find_descriptor(pid: int, target: str) -> int | None:
+    """The number of a descriptor of process `pid` that is `target`, as /proc says it; or None."""
+    directory = f"/proc/{pid}/fd"
+    for name in os.listdir(directory):
+        try:
+            if os.readlink(os.path.join(directory, name)) == target:
+                return int(name)
+        except FileNotFoundError:
+            continue
+    return None
+
+
 def find_userfaultfd(pid: int) -> int | None:
     """The number of a userfaultfd that `pid` has, made for an agent that died; or None.
 
     QEMU itself makes one only for postcopy and background snapshots, which a protected VM never
     has (compliance checks).
     """
-    directory = f"/proc/{pid}/fd"
-    for name in os.listdir(directory):
-        try:
-            if os.readlink(os.path.join(directory, name)) == "anon_inode:[userfaultfd]":
-                return int(name)
-        except FileNotFoundError:
-            continue
-    return None
+    return find_descriptor(pid, "anon_inode:[userfaultfd]")
 
 
 def make_userfaultfd(pid: int) -> int:

@@ -6,12 +6,11 @@ KVM takes these ioctls from the process alone to which the virtual machine belon
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 
 from kvmft.adapters import linux
-from kvmft.adapters.inject import Held
+from kvmft.adapters.inject import Held, find_descriptor
 
 _DATA = struct.Struct("<QIIQQ16x")
 """struct kvm_clock_data: clock, flags, padding, realtime, host_tsc, padding."""
@@ -19,14 +18,7 @@ _DATA = struct.Struct("<QIIQQ16x")
 
 def find_machine(pid: int) -> int | None:
     """The descriptor of process `pid` that is its virtual machine, or None when it does not use KVM."""
-    directory = f"/proc/{pid}/fd"
-    for name in os.listdir(directory):
-        try:
-            if os.readlink(os.path.join(directory, name)) == "anon_inode:kvm-vm":
-                return int(name)
-        except FileNotFoundError:
-            continue
-    return None
+    return find_descriptor(pid, "anon_inode:kvm-vm")
 
 
 def read_clock(thread: Held, machine: int) -> int:

@@ -79,19 +79,11 @@ class Monitor(Protocol):
         """Let go of the monitor; the VM is not touched."""
 
 
-class _Waiting:
+class _Waiting(Monitor):
     """`execute` on top of `batch`, shared by both monitors."""
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
-
-    def batch(
-        self,
-        commands: list[Command],
-        done: Callable[[list[Reply]], None],
-        first: Callable[[Reply], None] | None = None,
-    ) -> None:
-        raise NotImplementedError
 
     def execute(self, name: str, **arguments: Any) -> Any:
         return self.perform(command(name, **arguments))

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kvmft.core.pacing import FIRST_THROUGHPUT, Pace, Pacer
+from kvmft.core.vmstream import PAGE
 
-PAGE = 4096
 STOP_AND_CONT = 0.0007
 """What `stop` and `cont` take within QEMU, without the round trips to its monitor."""
 SAVE = 0.0009

@@ -9,9 +9,10 @@ import time
 
 import numpy as np
 
+from kvmft.adapters import linux
 from kvmft.errors import KvmftError
 
-PAGE = 4096
+PAGE = linux.PAGE
 CIPHER_SECONDS = 2
 
 

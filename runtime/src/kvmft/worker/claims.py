@@ -27,7 +27,7 @@ class Claims:
         reactor: Reactor,
         config: WorkerConfig,
         link: AgentLink,
-        post: Callable[[ev.Event], None],
+        post: Callable[[ev.Claimed], None],
     ) -> None:
         self._link = link
         self._post = post
