@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kvmft.report.epochs import Epochs
 from tests.bench import dirtyguest
 from tests.pair.harness import Machine, Pair, wait_for
 
@@ -49,24 +50,16 @@ def measure(
             primary.wait(300, msg="state", state="protected")
             synced = time.monotonic() - begun
             time.sleep(1.0)
-            skip, told = len(_samples(primary)["pause_ms"]), len(primary.messages)
+            found = Epochs()
+            primary.tell_epochs(found)
             during = _rate(pair, seconds)
-            found = {name: values[skip:] for name, values in _samples(primary).items()}
-            rates = [each["log_bandwidth_bytes_s"] for each in primary.messages[told:] if each["msg"] == "status"]
+            primary.tell_epochs(found)
         finally:
             pair.stop()
     return {
         "accelerator": accelerator, "dirty_pages": pages, "memory_mib": memory, "first_sync_s": round(synced, 2),
-        "counts_s": [round(before, 1), round(during, 1)], "pause_share": round(sum(found["pause_ms"]) / max(sum(found["interval_ms"]), 1e-9), 4),
-        "log_bytes_s": round(sum(rates) / max(1, len(rates))), **found, **foretold,
+        "counts_s": [round(before, 1), round(during, 1)], **found.to_dict(), **foretold,
     }  # fmt: skip
-
-
-def _samples(worker: Any) -> dict[str, list[float]]:
-    worker.messages = [each for each in worker.messages if each["msg"] != "samples"]
-    worker.send(cmd="samples")
-    found = worker.wait(msg="samples")
-    return {name: values for name, values in found.items() if name != "msg"}
 
 
 def _rate(pair: Pair, seconds: float) -> float:

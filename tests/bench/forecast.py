@@ -69,5 +69,5 @@ def compare(each: dict[str, Any]) -> list[tuple[str, float, float]]:
     foretold = (told["pause_ms"]["p50"], told["pause_ms"]["p99"], told["pages_per_epoch"]["p50"], told["interval_ms"]["p50"],
                 100 * told["pause_share"], told["log_bandwidth_bytes_s"] / 1e6)  # fmt: skip
     measured = (pause["p50"], pause["p99"], summary(each["pages"])["p50"], summary(each["interval_ms"])["p50"],
-                100 * each["pause_share"], each["log_bytes_s"] / 1e6)  # fmt: skip
+                100 * each["stood_still_share"], each["log_bytes_s"] / 1e6)  # fmt: skip
     return list(zip(FIGURES, foretold, measured, strict=True))

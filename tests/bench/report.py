@@ -21,7 +21,9 @@ def tables(found: dict[str, Any]) -> list[Table]:
     """Every table of what was measured."""
     result: list[Table] = []
     if engine := found.get("engine"):
-        result += [_pauses(engine), _fits(engine), _compute(engine), _log(engine)]
+        result += [_pauses(engine), _fits(engine)]
+        result += [_beside_colo(engine["beside_colo"])] if engine.get("beside_colo") else []
+        result += [_compute(engine), _log(engine)]
         result += [_forecast(engine["forecast"])] if engine.get("forecast") else []
     if lab := found.get("lab"):
         result.append(_latency(lab))
@@ -39,12 +41,20 @@ def _pauses(engine: dict[str, Any]) -> Table:
     rows = []
     for each in engine["pages"]:
         pause, copy = summary(each["pause_ms"]), summary(engine["memcpy_ms"][str(each["dirty_pages"])])
-        rows.append([f"{each['dirty_pages']:,} pages", pause["n"], pause["p50"], pause["p99"], copy["p50"], copy["p99"]])
-    for number, values in engine["colo_ms"].items():
-        pause = summary(values)
-        rows.append([f"{int(number):,} pages, QEMU's COLO", pause["n"], pause["p50"], pause["p99"], None, None])
-    head = ("VM pause", "n", "median ms", "p99 ms", "memcpy median ms", "memcpy p99 ms")
+        rows.append([f"{each['dirty_pages']:,} pages", pause["n"], pause["p50"], pause["p99"], copy["p50"], copy["p99"],
+                     pause["p50"] / copy["p50"]])  # fmt: skip
+    head = ("VM pause", "n", "median ms", "p99 ms", "memcpy median ms", "memcpy p99 ms", "ratio of medians")
     return "Pause against dirty pages", head, rows
+
+
+def _beside_colo(found: list[dict[str, Any]]) -> Table:
+    rows = []
+    for each in found:
+        ours, colo = summary(each["ours_ms"]), summary(each["colo_ms"])
+        rows.append([f"{each['dirty_pages']:,} pages", ours["n"], ours["p50"], ours["p99"], colo["n"], colo["p50"], colo["p99"],
+                     ours["p50"] / colo["p50"], ours["p99"] / colo["p99"]])  # fmt: skip
+    head = ("VM pause", "n", "ours median ms", "p99 ms", "n", "COLO median ms", "p99 ms", "ratio of medians", "of p99")
+    return "Beside QEMU's COLO, by turns", head, rows
 
 
 def fits(engine: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -69,7 +79,7 @@ def _compute(engine: dict[str, Any]) -> Table:
         before, during = each["counts_s"]
         interval = summary(each["interval_ms"])
         rows.append([each["accelerator"], before, during, f"{100 * during / before:.1f} %", interval["p50"],
-                     f"{100 * each['pause_share']:.1f} %"])  # fmt: skip
+                     f"{100 * each['stood_still_share']:.1f} %"])  # fmt: skip
     head = ("a guest that computes", "rounds/s alone", "protected", "share", "interval median ms", "stands still")
     return "Guest speed", head, rows
 
@@ -180,7 +190,9 @@ def page(found: dict[str, Any]) -> str:
     sections = []
     if engine := found.get("engine"):
         series = {f"{each['dirty_pages']:,} pages": each["pause_ms"] for each in engine["pages"]}
-        series |= {f"COLO, {int(number):,} pages": values for number, values in engine["colo_ms"].items()}
+        for each in engine.get("beside_colo", ()):
+            beside = f"beside COLO, {each['dirty_pages']:,} pages"
+            series |= {beside: each["ours_ms"], f"COLO, {each['dirty_pages']:,} pages": each["colo_ms"]}
         sections.append(("How long the VM stands still", pages.distributions("Pauses", "milliseconds", series)))
         sections.append(("From the VM's resumption to the commit", pages.distributions(
             "Commits", "milliseconds", {f"{each['dirty_pages']:,} pages": each["commit_ms"] for each in engine["pages"]})))  # fmt: skip

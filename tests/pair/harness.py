@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kvmft.report.epochs import Epochs
 from tests.pair import bootsector
 
 RUNTIME = Path(__file__).parents[2] / "runtime" / "src"
@@ -205,6 +206,15 @@ class Worker:
         except AssertionError as error:
             told = [message for message in self.messages if message["msg"] != "status"]
             raise AssertionError(f"{error}; the worker said {told[-8:]}") from None
+
+    def tell_epochs(self, found: Epochs) -> dict[str, Any]:
+        """Have `found` take the epochs since it was told last; the worker's answer."""
+        identity = random.getrandbits(30)
+        self.send(cmd="epochs", id=identity, since=found.since)
+        answer = self.wait(msg="epochs", id=identity)
+        self.messages.remove(answer)
+        found.take(answer)
+        return answer
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kvmft.report.epochs import Epochs
 from tests.bench import dirtyguest
 from tests.bench.engine import OPTIONS, memory_for
 from tests.pair.conftest import ACCELERATORS
@@ -36,12 +37,12 @@ counted(memory._libc, "process_vm_readv", "copy_calls")
 counted(reactor.Reactor, "step", "turns")
 counted(ftlog.LogStream, "_flush", "flushes")
 stats.WINDOW = 20
-samples = stats.EpochStats.samples
-def with_counts(self):
+newer = stats.EpochStats.newer
+def with_costs(self, now, since):
     totals = self.totals(0)
-    return {**samples(self), "counts": dict(counts), "epochs": totals["epochs"], "pages": totals["pages"],
+    return {**newer(self, now, since), "costs": dict(counts), "epochs": totals["epochs"], "pages": totals["pages"],
             "blocks": sys.getallocatedblocks()}
-stats.EpochStats.samples = with_counts
+stats.EpochStats.newer = with_costs
 """
 
 
@@ -61,23 +62,23 @@ def counted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Worker]:
         pair.stop()
 
 
-def ask(worker: Worker) -> dict[str, Any]:
+def ask(worker: Worker, found: Epochs) -> dict[str, Any]:
     worker.messages.clear()
-    worker.send(cmd="samples")
-    return worker.wait(msg="samples") | {"log_bytes": worker.wait(msg="status")["totals"]["log_bytes"]}
+    return worker.tell_epochs(found) | {"log_bytes": worker.wait(msg="status")["totals"]["log_bytes"]}
 
 
 def test_counts_of_an_epoch_stay_what_they_are(counted: Worker) -> None:
-    before = ask(counted)
+    found = Epochs()
+    before = ask(counted, found)
     time.sleep(SECONDS)
-    after = ask(counted)
+    after = ask(counted, found)
     epochs = after["epochs"] - before["epochs"]
     assert epochs >= 20
-    each = {name: (after["counts"][name] - count) / epochs for name, count in before["counts"].items()}
+    each = {name: (after["costs"][name] - count) / epochs for name, count in before["costs"].items()}
     pages = (after["pages"] - before["pages"]) / epochs
     sent = (after["log_bytes"] - before["log_bytes"]) / epochs
     print(f"\n{epochs} epochs of {pages:.0f} pages: {each}; {sent:.0f} bytes sent; "
-          f"pauses of the last 20 in ms: {sorted(round(ms, 2) for ms in after['pause_ms'])}")  # fmt: skip
+          f"pauses of the last 20 in ms: {sorted(round(ms, 2) for ms in found.values['pause_ms'])}")  # fmt: skip
     # stop and save together, then cont; and now and then a look at the mirrors.
     assert 1.9 < each["round_trips"] < 2.2
     assert 1.9 < each["scans"] < 2.1, "one when the VM stands still, one for what devices write while they are saved"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kvmft.adapters import inject
+from kvmft.report.epochs import Epochs
 from tests.bench import dirtyguest, engine, forecast
 from tests.pair.conftest import ACCELERATORS
 from tests.pair.harness import Machine, Pair, Worker, wait_for
@@ -102,15 +103,13 @@ def test_it_comes_true(writer: Pair) -> None:
 
 def _window(primary: Worker, told: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Foretold and measured in some seconds of protection, by name; printed too."""
-    primary.messages.clear()
+    found = Epochs()
+    primary.tell_epochs(found)
     time.sleep(SECONDS)
-    primary.send(cmd="samples")
-    samples, status = primary.wait(msg="samples"), primary.wait(msg="status")
-    assert max(samples["pages"][-10:]) <= PAGES + OTHERS and max(samples["pages"]) >= PAGES, "what was foretold"
-    epochs = max(10, len(samples["pages"]) // 2)
-    last = {name: values[-epochs:] for name, values in samples.items() if name != "msg"}
-    result = {"pause_share": sum(last["pause_ms"]) / sum(last["interval_ms"]), "log_bytes_s": status["log_bandwidth_bytes_s"],
-              **last}  # fmt: skip
+    primary.tell_epochs(found)
+    pages = found.values["pages"]
+    assert max(pages[-10:]) <= PAGES + OTHERS and max(pages) >= PAGES, "what was foretold"
+    result = found.to_dict()
     rows = {name: (foretold, measured) for name, foretold, measured in forecast.compare({"forecast": told, **result})}
     for name, (foretold, measured) in rows.items():
         print(f"\n{name:20} foretold {foretold:8.2f} measured {measured:8.2f} ratio {foretold / measured:.2f}", end="")

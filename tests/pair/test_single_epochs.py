@@ -16,10 +16,8 @@ def test_a_workers_epochs_are_told_once_each(pair: Pair) -> None:
     primary.wait(msg="state", state="protected")
     found = Epochs()
     for number in range(LOOKS):
-        primary.send(cmd="epochs", id=number, since=found.since)
-        answer = primary.wait(msg="epochs", id=number)
+        answer = primary.tell_epochs(found)
         assert (answer["values"] == {}) == (number == 0)
-        found.take({**answer, "held_bytes": 0})
         time.sleep(0.5)
     assert found.since is not None
     result = found.to_dict()

@@ -17,7 +17,7 @@ from tests.bench import colo, dirtyguest, pinger, report
 def engine(pages: int, memory: int = 512) -> dict[str, Any]:
     pause = [1.0 + pages / 1000 + memory / 10_240] * 50
     return {"accelerator": "kvm", "dirty_pages": pages, "memory_mib": memory, "first_sync_s": 1.0, "counts_s": [200.0, 190.0],
-            "pause_share": 0.02, "pause_ms": pause, "commit_ms": [0.5] * 50, "interval_ms": [500.0] * 49,
+            "stood_still_share": 0.02, "pause_ms": pause, "commit_ms": [0.5] * 50, "interval_ms": [500.0] * 49,
             "pages": [float(pages)] * 50}  # fmt: skip
 
 
@@ -25,7 +25,8 @@ FOUND: dict[str, Any] = {
     "engine": {
         "machine": {"cpu": "<a CPU>", "cores": 2, "kernel": "6.18", "qemu": "7.2", "python": "3.11", "when": "today"},
         "pages": [engine(10), engine(100), engine(10_000)], "ram": [engine(100, 256), engine(100, 1024), engine(100, 4096)],
-        "memcpy_ms": {"10": [0.01], "100": [0.05], "10000": [9.0, 10.0, 11.0]}, "colo_ms": {"100": [2.0, 3.0, 4.0]},
+        "memcpy_ms": {"10": [0.01], "100": [0.05], "10000": [9.0, 10.0, 11.0]},
+        "beside_colo": [{"dirty_pages": 100, "ours_ms": [1.0, 1.5, 2.0], "colo_ms": [2.0, 3.0, 4.0]}],
         "compute": [engine(10)], "cipher_bytes_s": 2e9, "log_bytes_s": 1e9,
         "forecast": [{**engine(100), "pace": "default pace", "log_bytes_s": 2_000_000, "forecast": {
             "pause_ms": {"p50": 2.3, "p99": 4.6}, "pages_per_epoch": {"p50": 101.0}, "interval_ms": {"p50": 502.0},
@@ -85,6 +86,16 @@ def test_the_rate_of_a_sync_is_of_those_whose_time_is_known() -> None:
     rows = {row[0]: row[1:] for __, ___, rows in report.tables(FOUND) for row in rows}
     assert rows["sent a second of the sync, MiB/s"] == [1, 100.0, 100.0, 100.0]
     assert rows["protected again, s after the host was up"][0] == 2
+
+
+def test_pauses_stand_beside_colos_and_a_plain_copy() -> None:
+    tables = {heading: (head, rows) for heading, head, rows in report.tables(FOUND)}
+    head, rows = tables["Beside QEMU's COLO, by turns"]
+    assert rows == [["100 pages", 3, 1.5, pytest.approx(1.99), 3, 3.0, pytest.approx(3.98), 0.5, pytest.approx(0.5)]]
+    assert len(head) == len(rows[0])
+    head, rows = tables["Pause against dirty pages"]
+    ten_thousand = dict(zip(head, rows[-1], strict=True))
+    assert ten_thousand["ratio of medians"] == pytest.approx((11 + 512 / 10_240) / 10)
 
 
 def test_a_forecast_stands_beside_its_result() -> None:

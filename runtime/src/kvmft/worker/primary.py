@@ -130,8 +130,6 @@ class PrimaryWorker:
                 self.post(ev.SwitchAsked())
             case "release":
                 self.reactor.stop()
-            case "samples":
-                self.link.send(msg="samples", **self.status.stats.samples())
             case "epochs":
                 newer = self.status.stats.newer(self.reactor.now(), line.get("since"))
                 self.link.send(msg="epochs", id=line["id"], **newer)

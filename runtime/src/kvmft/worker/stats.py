@@ -79,13 +79,9 @@ class EpochStats:
             "pause": self.pause_histogram.to_dict(), "commit": self.commit_histogram.to_dict(),
         }  # fmt: skip
 
-    def samples(self) -> dict[str, list[float]]:
-        """The last epochs one by one: times in milliseconds, and 4-KiB pages."""
-        return {"pause_ms": list(self.pauses), "commit_ms": list(self.commits), "interval_ms": list(self.gaps),
-                "pages": list(self.pages)}  # fmt: skip
-
     def newer(self, now: float, since: Mapping[str, int] | None) -> dict[str, Any]:
-        """What came after the first `since[kind]` values of each kind of `samples`, for one who asks again and again.
+        """What came after the first `since[kind]` values of each kind, for one who asks again and again: times in
+        milliseconds, and 4-KiB pages.
 
         `counts`: how many values of each kind there were since the worker began. `values`: those after `since`,
         as far as they are kept; none where `since` is None. `paused_seconds` is the count at the time `at`, and
@@ -94,9 +90,10 @@ class EpochStats:
         captured, committed = self.pause_histogram.total, self.commit_histogram.total
         counts = {"pause_ms": captured, "commit_ms": committed, "interval_ms": max(0, captured - 1), "pages": captured}
         values: dict[str, list[float]] = {}
-        for kind, kept in self.samples().items() if since is not None else ():
+        kept = {"pause_ms": self.pauses, "commit_ms": self.commits, "interval_ms": self.gaps, "pages": self.pages}
+        for kind, window in kept.items() if since is not None else ():
             new = counts[kind] - (since or {}).get(kind, 0)
-            values[kind] = [round(each, 4) for each in kept[-new:]] if new > 0 else []
+            values[kind] = [round(each, 4) for each in list(window)[-new:]] if new > 0 else []
         return {"started": self.started, "at": now, "paused_seconds": self.paused_total, "log": list(self._sample),
                 "counts": counts, "values": values}  # fmt: skip
 
