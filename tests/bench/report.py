@@ -78,7 +78,7 @@ def _compute(engine: dict[str, Any]) -> Table:
     for each in engine["compute"]:
         before, during = each["counts_s"]
         interval = summary(each["interval_ms"])
-        rows.append([each["accelerator"], before, during, f"{100 * during / before:.1f} %", interval["p50"],
+        rows.append([f"{each['accelerator']}, {each['pace']}", before, during, f"{100 * during / before:.1f} %", interval["p50"],
                      f"{100 * each['stood_still_share']:.1f} %"])  # fmt: skip
     head = ("a guest that computes", "rounds/s alone", "protected", "share", "interval median ms", "stands still")
     return "Guest speed", head, rows

@@ -51,8 +51,10 @@ def measure_engine(seconds: float) -> dict[str, Any]:
         found["ram"].append(engine.measure(best, engine.RAM_PAGES, seconds / 2, memory, "on"))
     found["compute"] = []
     for accelerator in ACCELERATORS:
-        say(f"a guest that computes, on {accelerator}")
-        found["compute"].append(engine.measure(accelerator, 10, seconds, spins=200_000))
+        for pace, options in forecast.PACES.items():
+            say(f"a guest that computes, on {accelerator}, {pace}")
+            spins = engine.SPINS[accelerator]
+            found["compute"].append({"pace": pace, **engine.measure(accelerator, 10, seconds, spins=spins, options=options)})
     say("forecasts, and what they foretold")
     found["forecast"] = forecast.measure(best, seconds)
     say("the cipher and the FT log")

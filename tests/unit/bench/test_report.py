@@ -27,7 +27,7 @@ FOUND: dict[str, Any] = {
         "pages": [engine(10), engine(100), engine(10_000)], "ram": [engine(100, 256), engine(100, 1024), engine(100, 4096)],
         "memcpy_ms": {"10": [0.01], "100": [0.05], "10000": [9.0, 10.0, 11.0]},
         "beside_colo": [{"dirty_pages": 100, "ours_ms": [1.0, 1.5, 2.0], "colo_ms": [2.0, 3.0, 4.0]}],
-        "compute": [engine(10)], "cipher_bytes_s": 2e9, "log_bytes_s": 1e9,
+        "compute": [{**engine(10), "pace": "default pace"}], "cipher_bytes_s": 2e9, "log_bytes_s": 1e9,
         "forecast": [{**engine(100), "pace": "default pace", "log_bytes_s": 2_000_000, "forecast": {
             "pause_ms": {"p50": 2.3, "p99": 4.6}, "pages_per_epoch": {"p50": 101.0}, "interval_ms": {"p50": 502.0},
             "pause_share": 0.01, "log_bandwidth_bytes_s": 3_000_000}}],
@@ -61,7 +61,7 @@ def test_medians_quantiles_and_lines() -> None:
 
 def test_every_figure_is_in_text_documentation_and_page(tmp_path: Path) -> None:
     text, page = report.text(FOUND), report.page(FOUND)
-    for each in ("10,000 pages", "QEMU's COLO", "0.100 ms a GiB", "50 % of the cipher", "tcp 100/s", "95.0 %",
+    for each in ("10,000 pages", "QEMU's COLO", "0.100 ms a GiB", "50 % of the cipher", "tcp 100/s", "95.0 %", "kvm, default pace",
                  "100 pages, default pace", "process, input replayed", "45.0 %", "4,321", "counted: 0.5 s of detection", "not counted: fencing",
                  "Planned switchover", "When a host returns", "of 1,234 acknowledged rows lost: 0"):  # fmt: skip
         assert each in text and each.replace("'", "&#x27;") in page, each
