@@ -201,6 +201,7 @@ def page(found: dict[str, Any]) -> str:
     if lab := found.get("lab"):
         for name in lab["off"]:
             both = {"unprotected": lab["off"][name], "protected": lab["on"][name]}
+            both |= {"with a monitor of its own": lab["own"][name]} if "own" in lab else {}
             sections.append((f"Latency: {name}", pages.distributions(name, "milliseconds", both)))
     if failover := found.get("failover"):
         sections.append(("When the primary dies", pages.distributions("Gaps", "milliseconds", failover["gaps_ms"])))

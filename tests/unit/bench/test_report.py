@@ -35,6 +35,7 @@ FOUND: dict[str, Any] = {
     "lab": {
         "machine": {"cpu": "x", "cores": 2, "kernel": "6.18", "qemu": "7.2", "python": "3.11", "when": "today"},
         "off": {"tcp 100/s": [1.0, 1.0, 1.0]}, "on": {"tcp 100/s": [5.0, 6.0, 7.0]},
+        "own": {"tcp 100/s": [2.0, 4.0, 6.0]},
         "speeds": {"off": {"disk, MiB/s": [80.0, 100.0, 120.0]}, "on": {"disk, MiB/s": [40.0, 45.0, 50.0]}},
         "clock": {"off": {"idle": {"seconds": 20.0, "ppm": -3, "resolution_ppm": 40}},
                   "on": {"idle": {"seconds": 20.1, "ppm": 4321, "resolution_ppm": 90}}},
@@ -61,7 +62,7 @@ def test_medians_quantiles_and_lines() -> None:
 
 def test_every_figure_is_in_text_documentation_and_page(tmp_path: Path) -> None:
     text, page = report.text(FOUND), report.page(FOUND)
-    for each in ("10,000 pages", "QEMU's COLO", "0.100 ms a GiB", "50 % of the cipher", "tcp 100/s", "95.0 %", "kvm, default pace",
+    for each in ("10,000 pages", "QEMU's COLO", "0.100 ms a GiB", "50 % of the cipher", "tcp 100/s, libvirt's monitor", "tcp 100/s, own monitor", "95.0 %", "kvm, default pace",
                  "100 pages, default pace", "process, input replayed", "45.0 %", "4,321", "counted: 0.5 s of detection", "not counted: fencing",
                  "Planned switchover", "When a host returns", "of 1,234 acknowledged rows lost: 0"):  # fmt: skip
         assert each in text and each.replace("'", "&#x27;") in page, each
