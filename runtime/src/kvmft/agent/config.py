@@ -18,6 +18,7 @@ DEFAULTS: dict[str, float] = {
     "max_added_latency_ms": round(Pace.max_added_latency * 1000),
     "max_pause_share": Pace.max_pause_share,
     "detection_ms": 300,
+    "ft_silence_ms": 700,
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
     "sync_mib_s": 0,
@@ -113,7 +114,7 @@ def _metrics(value: Any, management: str) -> tuple[str, int | None]:
 
 
 def check_options(value: Any, path: str) -> dict[str, float]:
-    """Validate options of a VM: known names, and numbers in their units."""
+    """Validate options of a VM: known names, numbers in their units, and those that must fit one another."""
     if not isinstance(value, dict):
         raise _wrong(path, value, "a mapping")
     for name, number in value.items():
@@ -128,6 +129,9 @@ def check_options(value: Any, path: str) -> dict[str, float]:
             raise _wrong(f"{path}.{name}", number, f"a number of {unit}")
         if not least <= number <= most:
             raise _wrong(f"{path}.{name}", number, f"between {least} and {most} {unit}")
+    if value.get("ft_silence_ms", 600_000) < value.get("detection_ms", 0):
+        raise _wrong(f"{path}.ft_silence_ms", value["ft_silence_ms"],
+                     f"at least detection_ms, {value['detection_ms']}")  # fmt: skip
     return dict(value)
 
 
