@@ -22,8 +22,8 @@ if ctypes.CDLL(None, use_errno=True).setns(os.open({path!r}, os.O_RDONLY), 0x400
 """Run in a worker before anything else: CLONE_NEWNET of linux/sched.h."""
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True)
+def _ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True)
 
 
 class Networks:
@@ -33,14 +33,15 @@ class Networks:
         self.names = {host: f"kvmft-{host}-{os.getpid()}" for host in HOSTS}
         try:
             for name in self.names.values():
-                _run("ip", "netns", "add", name)
-                _run("ip", "-n", name, "link", "set", "lo", "up")
+                _ip(f"netns add {name}")
+                _ip(f"-n {name} link set lo up")
             one, other = self.names.values()
             for network, subnet in SUBNETS.items():
-                _run("ip", "link", "add", network, "netns", one, "type", "veth", "peer", "name", network, "netns", other)
+                ends = f"{network} netns {one} type veth peer name {network} netns {other}"
+                _ip(f"link add {ends}")
                 for host, name in self.names.items():
-                    _run("ip", "-n", name, "addr", "add", f"{subnet}.{HOSTS[host]}/24", "dev", network)
-                    _run("ip", "-n", name, "link", "set", network, "up")
+                    _ip(f"-n {name} addr add {subnet}.{HOSTS[host]}/24 dev {network}")
+                    _ip(f"-n {name} link set {network} up")
         except BaseException:
             self.remove()
             raise
@@ -53,7 +54,8 @@ class Networks:
             f"type filter hook input priority 0; policy accept;\n{rules}}}\n}}\n"
         )
         for host in hosts:
-            subprocess.run(["ip", "netns", "exec", self.names[host], "nft", "-f", "-"], input=table, text=True, check=True)
+            command = ["ip", "netns", "exec", self.names[host], "nft", "-f", "-"]
+            subprocess.run(command, input=table, text=True, check=True)
 
     def patch(self, host: str) -> str:
         """Python that puts a worker into the namespace of `host`."""
@@ -91,12 +93,13 @@ def protect(
         slow = {"detection_ms": 20_000} if host in patient else {}
         return {"options": {**options, **slow}, **told}
 
+    standby = f"{SUBNETS['ft0']}.{HOSTS['node-b']}"
+    told = extra("node-b", "node-a")
     secondary, port = pair.start_secondary(
-        networks.patch("node-b"), listen_address=f"{SUBNETS['ft0']}.12", port_range=PORTS, **extra("node-b", "node-a")
+        networks.patch("node-b"), listen_address=standby, port_range=PORTS, **told
     )
-    primary = pair.start_primary(
-        port, networks.patch("node-a"), peer_address=f"{SUBNETS['ft0']}.12", **extra("node-a", "node-b")
-    )
+    told = extra("node-a", "node-b")
+    primary = pair.start_primary(port, networks.patch("node-a"), peer_address=standby, **told)
     primary.wait(msg="state", state="protected")
     secondary.wait(msg="state", state="protected")
     return primary, secondary

@@ -17,7 +17,12 @@ from tests.pair import networks as nets
 from tests.pair.harness import Pair, Worker
 from tests.pair.networks import Networks
 
-OPTIONS: dict[str, Any] = {"interval_ms": 20, "min_interval_ms": 4, "agent_grace_ms": 1500, "realtime": False}
+OPTIONS: dict[str, Any] = {
+    "interval_ms": 20,
+    "min_interval_ms": 4,
+    "agent_grace_ms": 1500,
+    "realtime": False,
+}
 """Detection as it is by default: 300 ms on both networks, 1000 ms on the FT network alone."""
 
 
@@ -70,14 +75,17 @@ def test_a_log_that_stalls_while_beacons_pass_is_borne(pair: Pair, networks: Net
     for __ in range(3):
         time.sleep(0.5)
         networks.cut("ft0")
-        time.sleep(0.35)  # and the time that the two cuts take: about 450 ms, of which TCP makes 650
+        # And the time that cutting takes: about 450 ms, of which TCP makes 650.
+        time.sleep(0.35)
         networks.cut()
         time.sleep(0.5)
     assert first_loss(1.0, primary, secondary) is None
     goes_on(primary)
 
 
-def test_a_log_that_stays_silent_is_a_loss_also_while_beacons_pass(pair: Pair, networks: Networks) -> None:
+def test_a_log_that_stays_silent_is_a_loss_also_while_beacons_pass(
+    pair: Pair, networks: Networks
+) -> None:
     primary, secondary = nets.protect(pair, networks, OPTIONS)
     networks.cut("ft0")
     loss = first_loss(6.0, primary, secondary)
@@ -96,20 +104,26 @@ def soon(loss: dict[str, Any] | None) -> None:
     assert "beacons" not in loss["reason"]
 
 
-def test_silence_of_both_networks_is_a_loss_after_the_detection_time(pair: Pair, networks: Networks) -> None:
+def test_silence_of_both_networks_is_a_loss_after_the_detection_time(
+    pair: Pair, networks: Networks
+) -> None:
     primary, secondary = nets.protect(pair, networks, PATIENT)
     networks.cut("ft0", "mgmt0")
     soon(first_loss(6.0, primary, secondary))
 
 
-def test_a_side_that_hears_neither_network_suspects_though_it_is_heard(pair: Pair, networks: Networks) -> None:
+def test_a_side_that_hears_neither_network_suspects_though_it_is_heard(
+    pair: Pair, networks: Networks
+) -> None:
     primary, secondary = nets.protect(pair, networks, PATIENT)
     networks.cut("ft0", "mgmt0", hosts=("node-b",))
     soon(first_loss(6.0, secondary))
     assert secondary.find(msg="event", event="primary_lost") is not None
 
 
-def test_a_host_that_stands_still_is_lost_after_the_detection_time(pair: Pair, networks: Networks) -> None:
+def test_a_host_that_stands_still_is_lost_after_the_detection_time(
+    pair: Pair, networks: Networks
+) -> None:
     primary, secondary = nets.protect(pair, networks, PATIENT)
     time.sleep(0.3)
     for each in (primary.process.pid, pair.primary_vm.process.pid):
@@ -121,7 +135,9 @@ def test_a_host_that_stands_still_is_lost_after_the_detection_time(pair: Pair, n
         os.kill(primary.process.pid, signal.SIGCONT)
 
 
-def test_a_management_network_that_is_cut_costs_nothing_and_is_told(pair: Pair, networks: Networks) -> None:
+def test_a_management_network_that_is_cut_costs_nothing_and_is_told(
+    pair: Pair, networks: Networks
+) -> None:
     primary, secondary = nets.protect(pair, networks, PATIENT)
     networks.cut("mgmt0")
     for worker, peer in ((primary, "node-b"), (secondary, "node-a")):
@@ -146,7 +162,9 @@ def sockets(worker: Worker) -> int:
 
 
 @pytest.mark.parametrize("older", ["node-a", "node-b"])
-def test_a_pair_with_an_older_version_detects_by_the_log_alone(pair: Pair, networks: Networks, older: str) -> None:
+def test_a_pair_with_an_older_version_detects_by_the_log_alone(
+    pair: Pair, networks: Networks, older: str
+) -> None:
     """A version before beacons says nothing of them in HELLO or WELCOME, as one that was told no addresses."""
     newer = tuple(host for host in nets.HOSTS if host != older)
     primary, secondary = nets.protect(pair, networks, PATIENT, newer)
@@ -156,7 +174,9 @@ def test_a_pair_with_an_older_version_detects_by_the_log_alone(pair: Pair, netwo
 
 
 def test_a_port_that_cannot_be_had_costs_only_the_beacons(pair: Pair, networks: Networks) -> None:
-    subprocess.run(["ip", "-n", networks.names["node-b"], "addr", "flush", "dev", "mgmt0"], check=True)
+    subprocess.run(
+        ["ip", "-n", networks.names["node-b"], "addr", "flush", "dev", "mgmt0"], check=True
+    )
     primary, secondary = nets.protect(pair, networks, PATIENT)
     told = secondary.wait(msg="event", event="no_beacons")
     assert "10.190.0.12" in told["reason"] and "management interface" in told["reason"]
@@ -188,7 +208,9 @@ def test_starved_workers_are_not_suspected(pair: Pair, networks: Networks) -> No
     goes_on(primary)
 
 
-def test_a_worker_that_stands_still_for_200_ms_is_not_suspected(pair: Pair, networks: Networks) -> None:
+def test_a_worker_that_stands_still_for_200_ms_is_not_suspected(
+    pair: Pair, networks: Networks
+) -> None:
     primary, secondary = nets.protect(pair, networks, OPTIONS)
     for worker in (primary, secondary) * 3:
         os.kill(worker.process.pid, signal.SIGSTOP)
@@ -199,9 +221,11 @@ def test_a_worker_that_stands_still_for_200_ms_is_not_suspected(pair: Pair, netw
     goes_on(primary)
 
 
-def test_a_worker_that_stood_still_does_not_take_that_for_its_peers_silence(pair: Pair, networks: Networks) -> None:
+def test_a_worker_that_stood_still_does_not_take_that_for_its_peers_silence(
+    pair: Pair, networks: Networks
+) -> None:
     """The secondary is patient here, so that it does not end the pair before the primary wakes."""
-    primary, secondary = nets.protect(pair, networks, {**OPTIONS, "detection_ms": 300}, patient=("node-b",))
+    primary, secondary = nets.protect(pair, networks, OPTIONS, patient=("node-b",))
     for __ in range(3):
         os.kill(primary.process.pid, signal.SIGSTOP)
         time.sleep(1.5)

@@ -119,7 +119,9 @@ def told(which: SilenceDetector, begin: float, end: float, log: bool, beacons: b
 
 
 @pytest.mark.parametrize("came", [False, True])
-def test_people_are_told_once_of_beacons_that_are_missing_and_once_of_their_return(came: bool) -> None:
+def test_people_are_told_once_of_beacons_that_are_missing_and_once_of_their_return(
+    came: bool,
+) -> None:
     which = detector()
     which.await_beacons(0.0)
     assert told(which, 0.0, 1.0, log=True, beacons=came) == []
@@ -129,7 +131,7 @@ def test_people_are_told_once_of_beacons_that_are_missing_and_once_of_their_retu
     assert told(which, 60.0, 90.0, log=True, beacons=False) == [False]
 
 
-def test_nothing_is_told_of_beacons_that_nobody_awaits_or_of_a_peer_that_is_silent_altogether() -> None:
+def test_nothing_is_told_of_beacons_that_nobody_awaits_or_of_a_silent_peer() -> None:
     assert told(detector(), 0.0, 30.0, log=True, beacons=False) == []
     which = detector()
     which.await_beacons(0.0)

@@ -159,7 +159,9 @@ def test_long_work_shows_life_on_the_management_network_too() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
         peer.bind(("127.0.0.2", 0))
         peer.settimeout(2.0)
-        both.one.life.learn({"version": VERSION, "port": peer.getsockname()[1], "key": "00" * KEY_BYTES})
+        both.one.life.learn(
+            {"version": VERSION, "port": peer.getsockname()[1], "key": "00" * KEY_BYTES}
+        )
         begun, numbers = time.monotonic(), []
         while time.monotonic() - begun < 0.5:
             both.one.life.show()
@@ -169,7 +171,9 @@ def test_long_work_shows_life_on_the_management_network_too() -> None:
                 numbers.append(int.from_bytes(peer.recv(100)[18:26], "big"))
         except BlockingIOError:
             pass
-    assert numbers == list(range(1, len(numbers) + 1)) and 10 <= len(numbers) <= 0.5 / 0.2 * SIGNS + 2
+    assert (
+        numbers == list(range(1, len(numbers) + 1)) and 10 <= len(numbers) <= 0.5 / 0.2 * SIGNS + 2
+    )
     both.close()
 
 
@@ -218,7 +222,9 @@ def test_an_offer_that_comes_twice_is_refused(both: Both) -> None:
         both.one.life.learn({"version": VERSION, "port": 7411, "key": "00" * KEY_BYTES})
 
 
-def test_missing_beacons_are_told_and_are_no_loss(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_beacons_are_told_and_are_no_loss(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kvmft.core.detector.BEACONS_MISSED", 0.5)
     both.begin()
     both.run(0.2)

@@ -89,7 +89,9 @@ class Watch:
         suspects = self.detector.suspects(world.now)
         self._check(suspects)
         if suspects:
-            world.count("silence of both" if self._alone_for() > 0 else "silence of the FT log alone")
+            world.count(
+                "silence of both" if self._alone_for() > 0 else "silence of the FT log alone"
+            )
             self.end.lost(False, "no sign of life")
             return
         self._later(EVERY)

@@ -44,9 +44,7 @@ class Life:
         self._heard = heard
         self._heartbeat = heartbeat
         self._lost = lost
-        self._side = (
-            beacon.Side.PRIMARY if config.role == "primary" else beacon.Side.SECONDARY
-        )
+        self._side = beacon.Side.PRIMARY if config.role == "primary" else beacon.Side.SECONDARY
         self._detector: SilenceDetector | None = None
         self._socket: BeaconSocket | None = None
         self._sender: beacon.Sender | None = None
@@ -112,7 +110,11 @@ class Life:
         self._detector.await_beacons(self._reactor.now())
 
     def _datagram(self, data: bytes) -> None:
-        if self._receiver is not None and self._detector is not None and self._receiver.accept(data):
+        if (
+            self._receiver is not None
+            and self._detector is not None
+            and self._receiver.accept(data)
+        ):
             self._detector.beacon(self._reactor.now())
 
     # -- both networks --------------------------------------------------------------------------------
@@ -141,7 +143,9 @@ class Life:
         if detector.suspects(now):
             silence = detector.silent_for(now)
             beacons = detector.beacons_come(now)
-            alone = "on the FT log, though beacons of the management network come" if beacons else ""
+            alone = (
+                "on the FT log, though beacons of the management network come" if beacons else ""
+            )
             self._lost(f"no sign of life for {silence * 1000:.0f} ms {alone}".strip(), silence)
             return False
         self._tell(detector.beacons_changed(now))
