@@ -72,7 +72,7 @@ options:
       ft_silence_ms:
         description:
           - Silence on the FT network alone after which the other side counts as lost although it shows life on the management
-            network. At least O(options.detection_ms); less counts as that.
+            network. It must be at least O(options.detection_ms).
         type: float
       hold_bound_ms:
         description: Time after which a VM whose output has to wait is paused.

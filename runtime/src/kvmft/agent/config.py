@@ -113,8 +113,11 @@ def _metrics(value: Any, management: str) -> tuple[str, int | None]:
     return address, None if port is None else _port(port, "metrics.port")
 
 
-def check_options(value: Any, path: str) -> dict[str, float]:
-    """Validate options of a VM: known names, numbers in their units, and those that must fit one another."""
+def check_options(
+    value: Any, path: str, defaults: dict[str, float] = DEFAULTS
+) -> dict[str, float]:
+    """Validate options of a VM: known names, numbers in their units, and those that must fit one another
+    or, where they are not given, `defaults`."""
     if not isinstance(value, dict):
         raise _wrong(path, value, "a mapping")
     for name, number in value.items():
@@ -129,9 +132,10 @@ def check_options(value: Any, path: str) -> dict[str, float]:
             raise _wrong(f"{path}.{name}", number, f"a number of {unit}")
         if not least <= number <= most:
             raise _wrong(f"{path}.{name}", number, f"between {least} and {most} {unit}")
-    if value.get("ft_silence_ms", 600_000) < value.get("detection_ms", 0):
+    detection = value.get("detection_ms", defaults["detection_ms"])
+    if value.get("ft_silence_ms", detection) < detection:
         raise _wrong(f"{path}.ft_silence_ms", value["ft_silence_ms"],
-                     f"at least detection_ms, {value['detection_ms']}")  # fmt: skip
+                     f"at least detection_ms, {detection}")  # fmt: skip
     return dict(value)
 
 
