@@ -79,6 +79,9 @@ def test_a_peer_that_is_gone_breaks_nothing_and_is_heard_when_it_is_back(ends: E
     for __ in range(5):
         ends.sockets[0].send(b"anybody there?")  # the kernel tells of the closed port
         ends.run(0.01)
+    for __ in range(3):
+        ends.sockets[0].send(b"anybody there?")  # and tells it to the next that is sent
+        time.sleep(0.005)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as back:
         back.bind(("127.0.0.2", port))
         back.connect(("127.0.0.1", ends.sockets[0].port))

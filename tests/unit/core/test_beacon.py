@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from typing import Any
 
 import pytest
@@ -46,6 +48,15 @@ def test_what_was_heard_before_is_no_sign_of_life() -> None:
 )
 def test_a_beacon_that_is_not_for_us_is_nothing(other: Sender) -> None:
     assert not receiver().accept(other.next())
+
+
+def test_another_version_is_nothing_also_where_it_is_genuine() -> None:
+    genuine = sender().next()
+    body = bytes([VERSION + 1]) + genuine[1:26]
+    mac = hmac.new(KEY, body, hashlib.sha256).digest()[:16]
+    assert not receiver().accept(body + mac)
+    body = genuine[:26]
+    assert receiver().accept(body + hmac.new(KEY, body, hashlib.sha256).digest()[:16])
 
 
 def test_each_byte_counts() -> None:

@@ -243,6 +243,9 @@ def test_after_its_end_nothing_is_sent_or_judged(both: Both) -> None:
     both.run(0.5)
     assert both.one.heartbeats == 0 and both.one.losses == []
     assert both.one.life._socket is None
+    both.other.life.end()
+    both.run(0.1)
+    assert not [timer for timer in both.reactor._timers if timer.callback], "nothing wakes it any more"
     both.one.life.begin()  # another connection
     both.one.log_lives = True
     both.run(0.3)

@@ -63,9 +63,8 @@ class BeaconSocket:
 
     def close(self) -> None:
         """Give the port back. Idempotent."""
-        if self._sock.fileno() >= 0:
-            self._reactor.remove(self._sock.fileno())
-            self._sock.close()
+        self._reactor.remove(self._sock.fileno())
+        self._sock.close()
 
     def _ready(self, _mask: int) -> None:
         for __ in range(READS_PER_TURN):
@@ -76,8 +75,6 @@ class BeaconSocket:
             except OSError:
                 continue  # an ICMP error of one that was sent; the next read goes on behind it
             self._on_datagram(data)
-            if self._sock.fileno() < 0:
-                return
 
 
 def _bind(address: str, ports: tuple[int, int]) -> socket.socket:

@@ -47,7 +47,7 @@ class SilenceDetector:
 
     def beacon(self, now: float) -> None:
         """A beacon arrived."""
-        self._beacon = max(self._beacon or now, now)
+        self._beacon = now
 
     def await_beacons(self, now: float) -> None:
         """The peer said that it sends beacons: from now on it is noticed when none come."""

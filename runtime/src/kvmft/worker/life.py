@@ -153,7 +153,7 @@ class Life:
 
     def _look_later(self, detector: SilenceDetector) -> None:
         def look() -> None:
-            if self._detector is detector and self.look() and self._detector is detector:
+            if self.look() and self._detector is detector:
                 self.show()
                 self._look_later(detector)
 
