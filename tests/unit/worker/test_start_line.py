@@ -18,7 +18,7 @@ LINE: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("options", "times"),
-    [({}, (0.3, 1.0)), ({"detection_ms": 200, "ft_silence_ms": 450}, (0.2, 0.45)),
+    [({}, (0.3, 0.8)), ({"detection_ms": 200, "ft_silence_ms": 450}, (0.2, 0.45)),
      ({"detection_ms": 5000, "ft_silence_ms": 1000}, (5.0, 5.0)), ({"detection_ms": 2000}, (2.0, 2.0))],
 )  # fmt: skip
 def test_times_of_silence(options: dict[str, Any], times: tuple[float, float]) -> None:

@@ -18,7 +18,7 @@ DEFAULTS: dict[str, float] = {
     "max_added_latency_ms": round(Pace.max_added_latency * 1000),
     "max_pause_share": Pace.max_pause_share,
     "detection_ms": 300,
-    "ft_silence_ms": 1000,
+    "ft_silence_ms": 800,
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
     "sync_mib_s": 0,

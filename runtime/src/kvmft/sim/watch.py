@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 
 LATENCY = 0.002
 DETECTION = 0.3
-FT_SILENCE = 1.0
+FT_SILENCE = 0.8
 FIRST_SYNC_PATIENCE = 1.5
 EVERY = DETECTION / 4
-GRACE = EXCUSES * DETECTION / 2 + 2 * EVERY
-"""Seconds by which a detector that was starved itself may be late."""
 
 
 class Management:
@@ -54,7 +52,9 @@ class Watch:
         self.begun = now = self.world.now
         patience = self.end.patience
         self.detector = SilenceDetector(patience, max(patience, FT_SILENCE), now)
-        self._looks = 0
+        self._looks = self._excuses = 0
+        self._excused = 0.0
+        self._looked = now
         self._beacon_at, self._looks_at_beacon = -1e9, 0
         if connection.beacons:
             self.hear_beacon()
@@ -84,6 +84,10 @@ class Watch:
             if connection.beacons:
                 connection.wire.management.beacon(self)
         self._looks += 1
+        if world.now - self._looked > self.detector.timeout / 2 and self._excuses < EXCUSES:
+            self._excuses += 1
+            self._excused += self.detector.timeout / 2
+        self._looked = world.now
         self.detector.timeout = min(self.detector.timeout, self.end.patience)
         self.detector.log_timeout = max(self.detector.timeout, FT_SILENCE)
         suspects = self.detector.suspects(world.now)
@@ -102,14 +106,16 @@ class Watch:
         return silence if self.world.now - self._beacon_at > self.detector.timeout else 0.0
 
     def _check(self, suspects: bool) -> None:
-        """The detector's word against what went through. Its own starvation is not seen in the number of its looks."""
+        """The detector's word against what went through. Looks, not seconds, are counted where it bears silence: a
+        process that was starved itself cannot look, and may wait for half a time-out more for each time."""
         now, timeout = self.world.now, self.detector.timeout
         limit = max(timeout, FT_SILENCE)
         if suspects:
             if now - self.begun <= (timeout if self._alone_for() else limit):
                 self.world.forbid("detection", "a peer that shows life is suspected")
             return
-        if self._looks * EVERY > limit + GRACE:
+        grace = self._excused + 2 * EVERY
+        if self._looks * EVERY > limit + grace:
             self.world.forbid("detection", "a FT log that stays silent is borne for ever")
-        if (self._looks - self._looks_at_beacon) * EVERY > timeout + GRACE:
+        if (self._looks - self._looks_at_beacon) * EVERY > timeout + grace:
             self.world.forbid("detection", "silence of both networks goes unnoticed")

@@ -149,7 +149,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             realtime=bool(options.get("realtime", True)),
             true_time=bool(options.get("true_time", True)),
             detection=detection,
-            ft_silence=max(detection, _seconds(options, "ft_silence_ms", 1000)),
+            ft_silence=max(detection, _seconds(options, "ft_silence_ms", 800)),
             beacons=_beacons(line.get("beacons")),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
             agent_grace=_seconds(options, "agent_grace_ms", 8000),
