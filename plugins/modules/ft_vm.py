@@ -67,7 +67,12 @@ options:
         description: Most of the time that the VM may stand still for checkpoints, between V(0.01) and V(0.9).
         type: float
       detection_ms:
-        description: Silence after which the other side counts as lost.
+        description: Silence on both networks, FT and management, after which the other side counts as lost.
+        type: float
+      ft_silence_ms:
+        description:
+          - Silence on the FT network alone after which the other side counts as lost although it shows life on the management
+            network. It must be at least O(options.detection_ms).
         type: float
       hold_bound_ms:
         description: Time after which a VM whose output has to wait is paused.
@@ -288,6 +293,7 @@ def main() -> None:
                     "max_added_latency_ms": {"type": "float"},
                     "max_pause_share": {"type": "float"},
                     "detection_ms": {"type": "float"},
+                    "ft_silence_ms": {"type": "float"},
                     "hold_bound_ms": {"type": "float"},
                     "agent_grace_ms": {"type": "float"},
                     "realtime": {"type": "bool"},

@@ -6,7 +6,7 @@ import pytest
 
 from kvmft.sim import runner
 from kvmft.sim.__main__ import main
-from kvmft.sim.faults import KINDS
+from kvmft.sim.faults import BEACON_KINDS, KINDS
 from kvmft.sim.schedule import run
 
 SCHEDULES = 12000
@@ -16,7 +16,7 @@ def test_no_schedule_violates_an_invariant_and_all_come_to_life_again() -> None:
     tally = runner.campaign(0, SCHEDULES)
     assert tally.violated == [], "replay: ./dev sim --seed N --trace"
     assert tally.schedules == SCHEDULES
-    unseen = [name for name in KINDS if not tally.seen[f"fault {name}"]]
+    unseen = [name for name in (*KINDS, *BEACON_KINDS) if not tally.seen[f"fault {name}"]]
     assert unseen == []
     assert tally.seen["failover"] > SCHEDULES // 10
     assert tally.seen["switchover"] > SCHEDULES // 50
@@ -24,6 +24,7 @@ def test_no_schedule_violates_an_invariant_and_all_come_to_life_again() -> None:
         "verdict won", "verdict lost", "verdict halt", "verdict undecided or unknown", "cold boot",
         "fenced", "paused at the bound", "recovered waiting", "recovered loaded", "persist fails",
         "journal full", "lost answer", "lost request", "doubled request", "late request",
+        "silence of both", "silence of the FT log alone", "lost beacon",
     ):  # fmt: skip
         assert tally.seen[what], f"no schedule came to {what!r}"
 

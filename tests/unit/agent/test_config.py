@@ -74,6 +74,7 @@ def test_a_good_configuration_is_read_with_defaults() -> None:
          "arbiter.endpoints"),
         (put("defaults", "interval", value=5), "defaults.interval"),
         (put("defaults", "detection_ms", value=-1), "defaults.detection_ms"),
+        (put("defaults", "ft_silence_ms", value=499), "defaults.ft_silence_ms"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_path(
@@ -99,3 +100,14 @@ def test_each_kind_of_arbiter_is_read(section: dict[str, Any]) -> None:
 def test_options_of_a_vm_are_checked_too(value: object) -> None:
     with pytest.raises(KvmftError, match="options"):
         check_options(value, "options")
+
+
+def test_the_silence_of_the_log_alone_is_not_shorter_than_that_of_both() -> None:
+    assert check_options({"ft_silence_ms": 400, "detection_ms": 400}, "options")
+    assert check_options({"detection_ms": 5000}, "options"), "the default of the other follows it"
+    assert check_options({"ft_silence_ms": 300}, "options")
+    for wrong, defaults in (({"ft_silence_ms": 399, "detection_ms": 400}, {"detection_ms": 300}),
+                            ({"ft_silence_ms": 299}, {"detection_ms": 300}),
+                            ({"ft_silence_ms": 600}, {"detection_ms": 800})):  # fmt: skip
+        with pytest.raises(KvmftError, match=r"options.ft_silence_ms .* at least detection_ms"):
+            check_options(wrong, "options", defaults)

@@ -330,10 +330,16 @@ def test_networkd_understands_every_line_of_bonds_and_vlans(machine: Machine) ->
 
 @pytest.fixture(scope="module")
 def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rules as the role's template writes them for node-a."""
-    directory = tmp_path_factory.mktemp("rules")
-    hosts = {name: {"kvmft_ft_address": f"10.91.0.{last}", "kvmft_ft_interface": "ft0"}
+    """The rules as the role's template writes them for node-a. Of node-c no management address is known."""
+    hosts = {name: {"kvmft_ft_address": f"10.91.0.{last}", "kvmft_ft_interface": "ft0",
+                    "kvmft_management_address": f"10.90.0.{last}", "kvmft_management_interface": "mgmt0"}
              for name, last in (("node-a", 11), ("node-b", 12), ("node-c", 13))}  # fmt: skip
+    del hosts["node-c"]["kvmft_management_address"]
+    return write_rules(tmp_path_factory.mktemp("rules"), hosts)
+
+
+def write_rules(directory: Path, hosts: dict[str, dict[str, str]]) -> Path:
+    """The rules for node-a in an inventory of `hosts`."""
     (directory / "inventory.json").write_text(json.dumps({"kvmft_hosts": {"hosts": hosts}}))
     (directory / "play.yml").write_text(
         "- hosts: node-a\n  connection: local\n  gather_facts: false\n"
@@ -348,6 +354,21 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return directory / "rules.nft"
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nftables is not installed here")
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"kvmft_management_address": "10.90.0.11"}, {"kvmft_management_address": "fd00:90::11"}],
+    ids=["no management address", "IPv4, interface unknown", "IPv6"],
+)
+def test_rules_load_whatever_is_known_of_management(tmp_path: Path, more: dict[str, str]) -> None:
+    hosts = {name: {"kvmft_ft_address": f"10.91.0.{last}", "kvmft_ft_interface": "ft0", **more}
+             for name, last in (("node-a", 11), ("node-b", 12))}  # fmt: skip
+    text = write_rules(tmp_path, hosts)
+    subprocess.run(["nft", "--check", "--file", str(text)], check=True)
+    accepted = [line for line in text.read_text().splitlines() if "udp" in line and "saddr" in line]
+    assert len(accepted) == bool(more)
 
 
 CONNECT = """
@@ -365,6 +386,22 @@ with socket.socket() as s:
 """
 
 
+DATAGRAM = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    s.settimeout(0.5)
+    s.bind((sys.argv[1], 0))
+    s.connect((sys.argv[2], int(sys.argv[3])))
+    try:
+        s.send(b"beacon")
+        s.recv(1)
+    except TimeoutError:
+        print("dropped")
+    except ConnectionRefusedError:
+        print("refused")
+"""
+
+
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nftables is not installed here")
 def test_ft_ports_answer_only_the_peers_and_only_on_the_ft_interface(rules: Path) -> None:
     host_, far = f"kvmft-nfh-{os.getpid()}", f"kvmft-nff-{os.getpid()}"
@@ -372,15 +409,15 @@ def test_ft_ports_answer_only_the_peers_and_only_on_the_ft_interface(rules: Path
     def ip(*arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True)
 
-    def try_from(own: str, to: str, port: int) -> str:
-        return subprocess.run(["ip", "netns", "exec", far, sys.executable, "-c", CONNECT, own, to, str(port)],
+    def try_from(own: str, to: str, port: int, program: str = CONNECT) -> str:
+        return subprocess.run(["ip", "netns", "exec", far, sys.executable, "-c", program, own, to, str(port)],
                               check=True, capture_output=True, text=True).stdout.strip()  # fmt: skip
 
     try:
         for name in (host_, far):
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
-        for name, subnet in (("ft0", "10.91.0"), ("lan0", "10.93.0")):
+        for name, subnet in (("ft0", "10.91.0"), ("lan0", "10.93.0"), ("mgmt0", "10.90.0")):
             ip(
                 "link",
                 "add",
@@ -409,6 +446,13 @@ def test_ft_ports_answer_only_the_peers_and_only_on_the_ft_interface(rules: Path
         assert try_from("10.93.0.12", "10.93.0.11", 7410) == "dropped"
         assert try_from("10.93.0.12", "10.91.0.11", 7410) == "dropped"
         assert try_from("10.91.0.99", "10.91.0.11", 7500) == "refused"
+        # Beacons: from the peers' management addresses alone, and there alone.
+        for port in (7411, 7499):
+            assert try_from("10.90.0.12", "10.90.0.11", port, DATAGRAM) == "refused"
+            assert try_from("10.90.0.99", "10.90.0.11", port, DATAGRAM) == "dropped"
+        assert try_from("10.93.0.12", "10.93.0.11", 7411, DATAGRAM) == "dropped"
+        assert try_from("10.91.0.12", "10.91.0.11", 7411, DATAGRAM) == "dropped"
+        assert try_from("10.90.0.99", "10.90.0.11", 7500, DATAGRAM) == "refused"
     finally:
         for name in (host_, far):
             subprocess.run(["ip", "netns", "del", name], check=False)

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, float] = {
     "max_added_latency_ms": round(Pace.max_added_latency * 1000),
     "max_pause_share": Pace.max_pause_share,
     "detection_ms": 300,
+    "ft_silence_ms": 800,
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
     "sync_mib_s": 0,
@@ -112,8 +113,11 @@ def _metrics(value: Any, management: str) -> tuple[str, int | None]:
     return address, None if port is None else _port(port, "metrics.port")
 
 
-def check_options(value: Any, path: str) -> dict[str, float]:
-    """Validate options of a VM: known names, and numbers in their units."""
+def check_options(
+    value: Any, path: str, defaults: dict[str, float] = DEFAULTS
+) -> dict[str, float]:
+    """Validate options of a VM: known names, numbers in their units, and those that must fit one another
+    or, where they are not given, `defaults`."""
     if not isinstance(value, dict):
         raise _wrong(path, value, "a mapping")
     for name, number in value.items():
@@ -128,6 +132,10 @@ def check_options(value: Any, path: str) -> dict[str, float]:
             raise _wrong(f"{path}.{name}", number, f"a number of {unit}")
         if not least <= number <= most:
             raise _wrong(f"{path}.{name}", number, f"between {least} and {most} {unit}")
+    detection = value.get("detection_ms", defaults["detection_ms"])
+    if value.get("ft_silence_ms", detection) < detection:
+        raise _wrong(f"{path}.ft_silence_ms", value["ft_silence_ms"],
+                     f"at least detection_ms, {detection}")  # fmt: skip
     return dict(value)
 
 

@@ -116,7 +116,7 @@ class Requests:
         return reasons
 
     async def _enable(self, vm: str, args: dict[str, Any]) -> dict[str, Any]:
-        options = check_options(args.get("options") or {}, "options")
+        options = check_options(args.get("options") or {}, "options", self._agent.config.options)
         wanted = str(args.get("secondary") or "")
         allowed = other_hosts(args.get("allowed_hosts"), self._agent.config.host)
         permitted(self._agent.config.peers, [wanted, *(allowed or [])] if wanted else allowed or [])

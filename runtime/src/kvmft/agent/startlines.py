@@ -30,7 +30,19 @@ class StartLines:
             "tls": {"ca": config.tls.ca, "cert": config.tls.cert, "key": config.tls.key},
             "arbiter": config.arbiter, "domain": state.vm,
             "options": {**config.options, **state.options},
+            "beacons": self._beacons(peer),
         }  # fmt: skip
+
+    def _beacons(self, peer: str) -> dict[str, Any] | None:
+        """Between which addresses the two workers show life besides the FT log."""
+        config = self._agent.config
+        if peer not in config.peers:
+            return None  # it was taken out of the inventory; only a claim is left to be made
+        return {
+            "address": config.addresses["management"],
+            "peer_address": config.peers[peer]["management"],
+            "ports": list(config.ft_log_ports),
+        }
 
     def primary(
         self, found: Found, disks: list[dict[str, Any]], port: int | None

@@ -88,6 +88,46 @@ def cut_one(cluster: Cluster) -> None:
     _mend(cluster, direction)
 
 
+def cut_management(cluster: Cluster) -> None:
+    """The management network is cut for beacons, both ways or one way."""
+    for direction in _directions(cluster):
+        _silence(cluster, direction)
+
+
+def cut_networks(cluster: Cluster) -> None:
+    """Both networks are cut, both ways or one way, and mended at different times."""
+    for direction in _directions(cluster):
+        cluster.wire.set_cut(direction, True)
+        _mend(cluster, direction)
+        _silence(cluster, direction)
+
+
+def _directions(cluster: Cluster) -> tuple[int, ...]:
+    rng = cluster.world.rng
+    return (0, 1) if rng.random() < 0.5 else (rng.randrange(2),)
+
+
+def _silence(cluster: Cluster, direction: int) -> None:
+    cluster.wire.management.cut[direction] = True
+    cluster.later(0.1 + 3 * cluster.world.rng.random(), _hear, cluster, direction)
+
+
+def _hear(cluster: Cluster, direction: int) -> None:
+    cluster.wire.management.cut[direction] = False
+
+
+def beacons_unreliable(cluster: Cluster) -> None:
+    """Beacons are lost, late and out of order, and the FT log breaks now and then."""
+    rng, management = cluster.world.rng, cluster.wire.management
+    management.lossy, management.late = 0.7 * rng.random(), 0.6 * rng.random()
+    cluster.later(4 * rng.random(), _beacons_reliable, cluster)
+    cut_one(cluster)
+
+
+def _beacons_reliable(cluster: Cluster) -> None:
+    cluster.wire.management.lossy = cluster.wire.management.late = 0.0
+
+
 def _mend(cluster: Cluster, direction: int) -> None:
     delay = 0.1 + 3 * cluster.world.rng.random()
     cluster.later(delay, cluster.wire.set_cut, direction, False)
@@ -201,12 +241,19 @@ KINDS: dict[str, tuple[Callable[[Cluster], None], int]] = {
 }  # fmt: skip
 """Each kind of fault, with its weight in the draw."""
 
+BEACON_KINDS: dict[str, Callable[[Cluster], None]] = {
+    fault.__name__: fault for fault in (cut_management, cut_networks, beacons_unreliable)
+}
+"""Faults of the second network. They are drawn apart, so that a seed that once found something stays that schedule."""
+
 
 def heal(cluster: Cluster) -> None:
     """Everything outside works again: networks, arbiter, disks, power; no more faults come."""
     cluster.chaos.dead = True
     for direction in (0, 1):
         cluster.wire.set_cut(direction, False)
+        _hear(cluster, direction)
+    _beacons_reliable(cluster)
     cluster.arbiter.down, cluster.arbiter.unreliable = False, 0.0
     for host in cluster.hosts:
         host.arbiter_cut, host.disk_trouble, host.steps_to_live = False, 0.0, 0

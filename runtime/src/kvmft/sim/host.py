@@ -210,7 +210,8 @@ class Host:
             return None
         ends: list[Any] = [None, None]
         ends[primary.host.index], ends[self.index] = primary, worker
-        worker.connection = Connection(self.cluster.wire, ends)
+        # Every fourth pairing is with a version before beacons.
+        worker.connection = Connection(self.cluster.wire, ends, beacons=worker.session % 4 != 0)
         return worker.connection
 
     def _recover_secondary(self) -> None:

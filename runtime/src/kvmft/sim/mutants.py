@@ -147,7 +147,20 @@ MUTANTS = (
     ),
     Mutant(
         "silence is never noticed", "detector",
-        "return self.silent_for(now) > self.timeout", "return self.silent_for(now) > 1e9",
+        "return self.silent_for(now) > limit", "return self.silent_for(now) > 1e9",
+    ),
+    Mutant(
+        "beacons excuse a silent FT log for ever", "detector",
+        "limit = max(self.timeout, self.log_timeout) if lives", "limit = 1e9 if lives",
+    ),
+    Mutant(
+        "beacons are not listened to", "detector",
+        "limit = max(self.timeout, self.log_timeout) if lives", "limit = self.timeout if lives",
+    ),
+    Mutant(
+        "one beacon counts for ever", "detector",
+        "return self._beacon is not None and now - self._beacon <= self.timeout",
+        "return self._beacon is not None",
     ),
 )  # fmt: skip
 

@@ -7,7 +7,8 @@
     host a power_off      a method of a host, with numbers as arguments if it takes any
     fault cut_both        one of the simulator's faults, which mends itself
     set arbiter down 1    an attribute of `arbiter`, `a` or `b`, as a number
-    cut 0 1               cut (1) or mend (0) what host 0 sends
+    cut 0 1               cut (1) or mend (0) what host 0 sends on the FT network
+    beacons 0 0           cut (0) or mend (1) what host 0 sends on the management network
     heal                  everything outside works again
     state a primary       the role of a host must be this
 """
@@ -50,7 +51,8 @@ class _Player:
 
     def fault(self, name: str) -> None:
         self.world.note("fault", name)
-        faults.KINDS[name][0](self.cluster)
+        kinds = {each: kind for each, (kind, __) in faults.KINDS.items()} | faults.BEACON_KINDS
+        kinds[name](self.cluster)
 
     def set(self, name: str, attribute: str, value: str) -> None:
         if not hasattr(self.named[name], attribute):
@@ -61,6 +63,11 @@ class _Player:
     def cut(self, direction: str, cut: str) -> None:
         self.world.note("fault", f"host {direction} is {'cut off' if int(cut) else 'heard again'}")
         self.cluster.wire.set_cut(int(direction), bool(int(cut)))
+
+    def beacons(self, direction: str, pass_: str) -> None:
+        what = "pass again" if int(pass_) else "are lost"
+        self.world.note("fault", f"beacons of host {direction} {what}")
+        self.cluster.wire.management.cut[int(direction)] = not int(pass_)
 
     def suspect(self, name: str) -> None:
         self.world.note("fault", f"{name} takes its peer for lost")

@@ -11,8 +11,8 @@ from kvmft.errors import KvmftError
 from kvmft.sim.claims import SimClaims
 from kvmft.sim.history import Point
 from kvmft.sim.qemu import Qemu
+from kvmft.sim.watch import DETECTION, FIRST_SYNC_PATIENCE
 from kvmft.sim.worker import Worker
-from kvmft.sim.world import DETECTION, FIRST_SYNC_PATIENCE
 
 if TYPE_CHECKING:
     from kvmft.sim.host import Host

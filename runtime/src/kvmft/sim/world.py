@@ -13,12 +13,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 from kvmft.core.arbitration import Reply
-from kvmft.core.detector import SilenceDetector
 from kvmft.core.records import Record
+from kvmft.sim.watch import LATENCY, Management, Watch
 
-LATENCY = 0.002
-DETECTION = 0.3
-FIRST_SYNC_PATIENCE = 1.5
 ENDLESS = 100_000
 """So many events no schedule has; an ordinary one has some hundreds."""
 
@@ -93,6 +90,7 @@ class Wire:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.management = Management(world)
         self.cut = [False, False]
         self.connections: list[Connection] = []
 
@@ -112,10 +110,12 @@ class Connection:
     """A TCP connection between worker processes: in order, late rather than lost, closed or silent.
 
     `ends[i]` is the process on host i. What is sent into a cut wire arrives when it is mended.
+    `beacons`: both ends show life on the management network too; a version before them does not.
     """
 
-    def __init__(self, wire: Wire, ends: list[Any]) -> None:
+    def __init__(self, wire: Wire, ends: list[Any], beacons: bool = True) -> None:
         self.wire = wire
+        self.beacons = beacons
         self.world = wire.world
         self.ends = ends
         self.open = [True, True]
@@ -171,35 +171,9 @@ class Connection:
             self.wire.connections.remove(self)
 
     def doubt(self, side: int) -> None:
-        """Something may have silenced the peer of `side`: its detector looks, until it hears.
-
-        As long as nothing is wrong, heartbeats arrive and nothing is decided: no event needed.
-        """
-        end = self.ends[side]
-        if self.open[side] and not end.dead:
-            now = self.world.now
-            detector = SilenceDetector(end.patience, now)
-            delay = DETECTION / 4 * (0.2 + self.world.rng.random())
-            self.world.at(delay, end.host, end, self._look, side, detector)
-
-    def _look(self, side: int, detector: SilenceDetector) -> None:
-        if not self.open[side]:
-            return
-        world, end, peer = self.world, self.ends[side], self.ends[1 - side]
-        silent = (
-            self.wire.cut[1 - side]
-            or not peer.host.alive
-            or peer.host.frozen_until > world.now
-            or not self.open[1 - side]
-        )
-        if not silent:
-            return
-        detector.timeout = min(detector.timeout, end.patience)
-        if detector.suspects(world.now):
-            world.count("silence")
-            end.lost(False, "no sign of life")
-            return
-        world.at(DETECTION / 4, end.host, end, self._look, side, detector)
+        """Something may have silenced the peer of `side`: its detector looks, until it hears."""
+        if self.open[side] and not self.ends[side].dead:
+            Watch(self, side)
 
 
 class SimArbiter:

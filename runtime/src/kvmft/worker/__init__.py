@@ -2,8 +2,8 @@
 
 `primary` and `secondary` are the two stories; each gives its jobs out to files of one job.
 
-Both sides: `driver` (events in, effects carried out), `claims` (the arbiter), `peerlink` (the FT log and
-its signs of life), `audits`, `link` (the agent), `config` (the start line).
+Both sides: `driver` (events in, effects carried out), `claims` (the arbiter), `peerlink` (the FT log),
+`life` (signs of life on both networks), `audits`, `link` (the agent), `config` (the start line).
 
 Primary: `qemu` (the process and its monitor), `stops` (stops that are no checkpoint), `engine`
 (checkpoints), `first_sync` with `mirrors`, `disk_capture`, `disklog` and `resync` (memory and disks until

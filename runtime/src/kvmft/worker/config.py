@@ -21,6 +21,15 @@ class DiskConfig:
 
 
 @dataclass(frozen=True)
+class BeaconPaths:
+    """The management addresses of this host and of the peer, and the UDP ports that may be used here."""
+
+    address: str
+    peer_address: str
+    ports: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Base:
     """Memory that a process on this host keeps for the new standby: block name -> descriptor."""
 
@@ -49,6 +58,8 @@ class WorkerConfig:
     realtime: bool
     true_time: bool
     detection: float
+    ft_silence: float
+    beacons: BeaconPaths | None
     hold_bound: float
     agent_grace: float
     qemu_pid: int
@@ -108,10 +119,18 @@ def _base(value: dict[str, Any] | None) -> Base | None:
     return Base(int(value["pid"]), {each["name"]: int(each["fd"]) for each in value["blocks"]})
 
 
+def _beacons(value: dict[str, Any] | None) -> BeaconPaths | None:
+    if not value:
+        return None
+    first, last = value["ports"]
+    return BeaconPaths(value["address"], value["peer_address"], (int(first), int(last)))
+
+
 def parse(line: dict[str, Any]) -> WorkerConfig:
     """Read the start line; KvmftError names what is missing."""
     options = line.get("options", {})
     try:
+        detection = _seconds(options, "detection_ms", 300)
         first, last = line.get("port_range", (7411, 7499))
         return WorkerConfig(
             role=line["role"],
@@ -129,7 +148,9 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             replay_input=bool(options.get("replay_input", True)),
             realtime=bool(options.get("realtime", True)),
             true_time=bool(options.get("true_time", True)),
-            detection=_seconds(options, "detection_ms", 300),
+            detection=detection,
+            ft_silence=max(detection, _seconds(options, "ft_silence_ms", 800)),
+            beacons=_beacons(line.get("beacons")),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
             agent_grace=_seconds(options, "agent_grace_ms", 8000),
             qemu_pid=int(line["qemu_pid"]),

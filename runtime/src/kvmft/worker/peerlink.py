@@ -1,4 +1,4 @@
-"""The FT log to the other side, as both workers use it: sending, heartbeats, and how long it was silent."""
+"""The FT log to the other side, as both workers use it: sending, receiving, and how it ended."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any, Protocol
 from kvmft.adapters import ftlog
 from kvmft.adapters.reactor import Reactor
 from kvmft.core import events as ev
-from kvmft.core.detector import SilenceDetector
 from kvmft.core.wire import Frame, FrameType, Header, encode
 from kvmft.worker.config import WorkerConfig
-
-FIRST_SYNC_PATIENCE = 5.0
-"""Seconds of silence that are borne until there is a pair."""
+from kvmft.worker.life import Life
+from kvmft.worker.link import AgentLink
 
 
 class PeerUser(Protocol):
@@ -41,26 +39,23 @@ class PeerUser(Protocol):
 class PeerLink:
     """At most one connection at a time; without one, what is sent is dropped."""
 
-    def __init__(self, reactor: Reactor, config: WorkerConfig, user: PeerUser) -> None:
+    def __init__(
+        self, reactor: Reactor, config: WorkerConfig, link: AgentLink, user: PeerUser
+    ) -> None:
         self._reactor = reactor
-        self._config = config
         self._user = user
         self._stream: ftlog.LogStream | None = None
-        self._detector: SilenceDetector | None = None
-        self._life_due = 0.0
         self._sent_before = 0
-        self._ended = False
+        self.life = Life(
+            reactor, config, link, lambda: user.paired, self._heard, self._heartbeat, self._silent
+        )
 
     def open(self, sock: ssl.SSLSocket) -> None:
         """Use `sock`, whose handshake is done."""
         self._stream = ftlog.LogStream(
             self._reactor, sock, self._user.allocate, self._user.frame, self._stream_lost
         )
-        # Until there is a pair, silence decides nothing and only costs the work that was done.
-        self._detector = SilenceDetector(
-            max(self._config.detection, FIRST_SYNC_PATIENCE), self._reactor.now()
-        )
-        self._reactor.call_later(self._config.detection / 4, self._heartbeat)
+        self.life.begin()
 
     @property
     def connected(self) -> bool:
@@ -87,39 +82,28 @@ class PeerLink:
         if self._stream is not None:
             self._stream.on_drained = callback
 
-    def heard(self) -> None:
-        """The other side showed life just now."""
-        if self._detector is not None:
-            self._detector.heard(self._reactor.now())
-
     def show_life(self) -> None:
-        """A heartbeat, if the last one is not of just now; also from within long work."""
-        now = self._reactor.now()
-        if self._stream is not None and self._stream.queued == 0 and now >= self._life_due:
-            self._life_due = now + self._config.detection / 8
-            self.send(encode(FrameType.HEARTBEAT, self._user.position))
+        """Signs of life, if the last ones are not of just now; also from within long work."""
+        self.life.show()
 
-    def _heartbeat(self) -> None:
-        if self._stream is None or self._detector is None or self._ended:
-            return
-        now = self._reactor.now()
-        self._detector.heard(self._stream.last_heard)
-        if self._user.paired:
-            self._detector.timeout = self._config.detection
-        if self._detector.suspects(now):
-            silence = self._detector.silent_for(now)
-            self._user.peer_lost(ev.Loss.SILENCE, f"no sign of life for {silence * 1000:.0f} ms",
-                                 detection_ms=round(silence * 1000, 1))  # fmt: skip
-            return
-        self.show_life()
-        self._reactor.call_later(self._config.detection / 4, self._heartbeat)
+    def _heard(self) -> float:
+        return self._stream.last_heard if self._stream is not None else 0.0
+
+    def _heartbeat(self) -> bool:
+        if self._stream is None or self._stream.queued:
+            return False
+        self.send(encode(FrameType.HEARTBEAT, self._user.position))
+        return True
+
+    def _silent(self, reason: str, silence: float) -> None:
+        self._user.peer_lost(ev.Loss.SILENCE, reason, detection_ms=round(silence * 1000, 1))
 
     def _stream_lost(self, closed: bool, reason: str) -> None:
         self._user.peer_lost(ev.Loss.CLOSED if closed else ev.Loss.SILENCE, reason)
 
     def end(self) -> None:
-        """The worker is done: no heartbeat and no judgement any more."""
-        self._ended = True
+        """The worker is done: no sign of life and no judgement any more."""
+        self.life.end()
 
     def flush_and_close(self) -> None:
         """Send what is queued, for half a second at most, and close the connection."""
@@ -128,6 +112,7 @@ class PeerLink:
 
     def drop(self) -> None:
         """Close the connection at once and forget it."""
+        self.life.end()
         if self._stream is not None:
             self._sent_before += self._stream.sent_bytes
             self._stream.close()

@@ -54,7 +54,7 @@ class PrimaryWorker:
         self.machine = PrimaryMachine(Tuning(config.pace, config.hold_bound))
         self.claims = Claims(reactor, config, link, self.post)
         self.qemu = Qemu(reactor, config, self._tell_death)
-        self.peer = PeerLink(reactor, config, self)
+        self.peer = PeerLink(reactor, config, link, self)
         self.capture = DiskCapture(
             reactor, config, self.peer, lambda: self.machine.taken, self._output
         )
@@ -190,6 +190,7 @@ class PrimaryWorker:
                     "blocks": [
                         {"name": block.name, "size": block.size} for block in self.memory.blocks
                     ],
+                    "beacons": self.peer.life.offer(),
                 },
             )
         )
@@ -227,14 +228,15 @@ class PrimaryWorker:
 
     def frame(self, frame: Frame) -> None:
         """The secondary says something."""
-        self.peer.heard()
         match frame.type:
             case FrameType.HEARTBEAT:
                 pass
             case FrameType.DIGESTS:
                 self._learn(frame)
             case FrameType.WELCOME:
-                self._peer_replays = bool(frame.json().get("replays"))
+                welcome = frame.json()
+                self._peer_replays = bool(welcome.get("replays"))
+                self.peer.life.learn(welcome.get("beacons"))
                 self.post(ev.Welcomed())
             case FrameType.RELIEVED:
                 self.post(ev.Relieved())

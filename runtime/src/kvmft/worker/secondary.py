@@ -53,7 +53,7 @@ class SecondaryWorker:
         self.machine = SecondaryMachine(Patience(config.agent_grace))
         self.claims = Claims(reactor, config, link, self.post)
         self.qemu = StandbyQemu(reactor, config, self._qemu_died)
-        self.peer = PeerLink(reactor, config, self)
+        self.peer = PeerLink(reactor, config, link, self)
         self.commits = Commits(reactor, config)
         self.stock = Stock(
             reactor,
@@ -68,6 +68,7 @@ class SecondaryWorker:
         self.state = ("starting", "waits for the primary")
         self.lost_at = 0.0
         self._greeted = False
+        self._beacons: dict[str, Any] | None = None
         self._loading = 0.0
         self._priority: Priority | None = None
         self._runs = False
@@ -227,12 +228,15 @@ class SecondaryWorker:
                 self._give_up(reason)
                 return
         self._greeted = True
+        self._beacons = self.peer.life.offer() if hello.get("beacons") else None
+        self.peer.life.learn(hello.get("beacons"))
         self.stock.tell(self.qemu.memory, self._welcome, self._give_up)
 
     def _welcome(self) -> None:
         """The primary knows what is here already."""
         self.link.send(msg="base_taken")
-        self._send(encode_json(FrameType.WELCOME, {"host": self.config.host, "replays": True}))
+        welcome = {"host": self.config.host, "replays": True, "beacons": self._beacons}
+        self._send(encode_json(FrameType.WELCOME, welcome))
 
     def _bye(self, farewell: dict[str, Any]) -> None:
         reason = str(farewell.get("reason"))
