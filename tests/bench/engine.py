@@ -23,6 +23,17 @@ OPTIONS = {"interval_ms": 20, "min_interval_ms": 4, "max_added_latency_ms": 1000
            "agent_grace_ms": 5000}  # fmt: skip
 
 
+PAGES_A_MS = 40
+"""A guest dirties at least so many pages a millisecond here, under write protection."""
+EPOCHS = 20
+"""At least so many are measured."""
+
+
+def pace_for(pages: int) -> dict[str, Any]:
+    """OPTIONS with epochs that are long enough for the guest to dirty all its pages in each."""
+    return {**OPTIONS, "interval_ms": max(float(OPTIONS["interval_ms"]), pages / PAGES_A_MS)}
+
+
 def memory_for(pages: int) -> int:
     """MiB that a guest needs which dirties so many pages."""
     return max(128, 64 + (dirtyguest.FIRST_BYTE + pages * 4096 >> 20))
@@ -55,7 +66,7 @@ def measure(
             time.sleep(1.0)
             found = Epochs()
             primary.tell_epochs(found)
-            during = _rate(pair, seconds)
+            during = _rate(pair, max(seconds, EPOCHS * options.get("interval_ms", 0.0) / 1000))
             primary.tell_epochs(found)
         finally:
             pair.stop()

@@ -41,9 +41,9 @@ def _pauses(engine: dict[str, Any]) -> Table:
     rows = []
     for each in engine["pages"]:
         pause, copy = summary(each["pause_ms"]), summary(engine["memcpy_ms"][str(each["dirty_pages"])])
-        rows.append([f"{each['dirty_pages']:,} pages", pause["n"], pause["p50"], pause["p99"], copy["p50"], copy["p99"],
+        rows.append([f"{each['dirty_pages']:,} pages", summary(each["pages"])["p50"], pause["n"], pause["p50"], pause["p99"], copy["p50"], copy["p99"],
                      pause["p50"] / copy["p50"]])  # fmt: skip
-    head = ("VM pause", "n", "median ms", "p99 ms", "memcpy median ms", "memcpy p99 ms", "ratio of medians")
+    head = ("a guest that dirties", "pages an epoch", "n", "pause median ms", "p99 ms", "memcpy median ms", "memcpy p99 ms", "ratio of medians")
     return "Pause against dirty pages", head, rows
 
 

@@ -42,8 +42,9 @@ def measure_engine(seconds: float) -> dict[str, Any]:
     best = "kvm" if kvm_boots() else "tcg"
     for pages in engine.PAGES:
         say(f"{pages} dirty pages")
-        found["pages"].append(engine.measure(best, pages, seconds))
-        found["memcpy_ms"][str(pages)] = bounds.memcpy(pages, COPIES)
+        measured = engine.measure(best, pages, seconds, options=engine.pace_for(pages))
+        found["pages"].append(measured)
+        found["memcpy_ms"][str(pages)] = bounds.memcpy(round(np.median(measured["pages"])), COPIES)
     if best == "kvm":
         found["beside_colo"] = beside_colo(seconds / 2)
     for memory in engine.RAM_MIB:

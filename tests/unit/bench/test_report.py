@@ -72,7 +72,7 @@ def test_every_figure_is_in_text_documentation_and_page(tmp_path: Path) -> None:
     report.write_docs(docs, FOUND)
     written = docs.read_text()
     assert written.startswith("before\n") and written.endswith("after\n") and "\nold\n" not in written
-    assert "| 10,000 pages | 50 |" in written
+    assert "| 10,000 pages | 10,000 | 50 |" in written
 
 
 def test_parts_that_an_earlier_version_measured_have_the_tables_that_they_have() -> None:
