@@ -66,6 +66,11 @@ options:
       max_pause_share:
         description: Most of the time that the VM may stand still for checkpoints, between V(0.01) and V(0.9).
         type: float
+      delta_mib:
+        description:
+          - Memory on the primary's host for the pages that were sent last, in MiB. Of a page that is in it only what changed is
+            sent. V(0) sends all pages whole.
+        type: float
       detection_ms:
         description: Silence on both networks, FT and management, after which the other side counts as lost.
         type: float
@@ -292,6 +297,7 @@ def main() -> None:
                     "min_interval_ms": {"type": "float"},
                     "max_added_latency_ms": {"type": "float"},
                     "max_pause_share": {"type": "float"},
+                    "delta_mib": {"type": "float"},
                     "detection_ms": {"type": "float"},
                     "ft_silence_ms": {"type": "float"},
                     "hold_bound_ms": {"type": "float"},

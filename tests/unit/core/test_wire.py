@@ -60,6 +60,41 @@ def test_a_checkpoint_is_cut_where_it_was_joined() -> None:
                                      parts.device_state)] == [runs, pages, writes, data, state]  # fmt: skip
 
 
+def test_without_deltas_a_checkpoint_is_what_older_versions_send_and_read() -> None:
+    """As it was before there were deltas: the last number of the head was 0 and ignored."""
+    old = wire.CHECKPOINT_HEAD.pack(0, 0, 0, 0, 5, 0) + b"state"
+    assert wire.checkpoint_head(0, 0, 0, 0, 5) + b"state" == old
+    parts = wire.split_checkpoint(memoryview(old))
+    assert bytes(parts.device_state) == b"state" and not len(parts.deltas)
+
+
+def test_deltas_stand_between_pages_and_disk_writes() -> None:
+    deltas = wire.delta_head(1, 2) + b"p" * 8 + b"b" * 64 + b"w" * 16
+    counts = (0, 4, 0, 3, 2, len(deltas))
+    body = memoryview(wire.checkpoint_head(*counts) + b"page" + deltas + b"wri" + b"st")
+    parts = wire.split_checkpoint(body)
+    assert [bytes(part) for part in (parts.pages, parts.deltas, parts.write_data, parts.device_state)] == [
+        b"page", deltas, b"wri", b"st"
+    ]  # fmt: skip
+    assert [bytes(part) for part in wire.split_deltas(parts.deltas)] == [b"p" * 8, b"b" * 64, b"w" * 16]
+
+
+@given(st.integers(0, 1 << 64 - 1), st.integers(0, 1 << 64 - 1), st.integers(0, 300))
+def test_a_section_of_deltas_whose_counts_do_not_fit_is_refused(pages: int, words: int, size: int) -> None:
+    section = memoryview((wire.DELTA_HEAD.pack(pages, words) + bytes(size))[: 16 + size])
+    if 72 * pages + 8 * words == size:
+        wire.split_deltas(section)
+        return
+    with pytest.raises(wire.WireError):
+        wire.split_deltas(section)
+
+
+@pytest.mark.parametrize("size", range(1, 16))
+def test_a_section_of_deltas_without_its_head_is_refused(size: int) -> None:
+    with pytest.raises(wire.WireError):
+        wire.split_deltas(memoryview(bytes(size)))
+
+
 @given(st.binary(max_size=200))
 def test_a_checkpoint_of_random_bytes_is_refused(body: bytes) -> None:
     with pytest.raises(wire.WireError):

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kvmft.adapters.deltas import Deltas
 from kvmft.adapters.qmp import Command, Reply
 from kvmft.adapters.reactor import Reactor
 from kvmft.core.wire import HEADER, split_checkpoint
 from kvmft.worker.disklog import DiskLog
 from kvmft.worker.engine import Checkpoint, Engine
+from kvmft.worker.shadow import Shadow
 
 PAGE = 4096
 BASE = 1 << 30
@@ -94,13 +96,16 @@ class Bench:
         return taken[0] if taken else None
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+@pytest.fixture(params=["whole", "words"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    made = Bench(tmp_path)
+    if request.param == "words":
+        made.engine.shadow = Shadow([16 * PAGE], 16 * PAGE)
+    return made
 
 
 def applied(taken: Checkpoint, onto: bytes) -> bytes:
-    """Memory after the secondary applied the checkpoint to `onto`, one run after the other."""
+    """Memory after the secondary applied the checkpoint to `onto`, one run after the other, then the words."""
     body = memoryview(b"".join(bytes(part) for part in taken.parts))[HEADER.size :]
     parts = split_checkpoint(body)
     result, position = bytearray(onto), 0
@@ -108,6 +113,8 @@ def applied(taken: Checkpoint, onto: bytes) -> bytes:
         result[offset : offset + length] = parts.pages[position : position + length]
         position += length
     assert position == len(parts.pages) and bytes(parts.device_state) == b"devices"
+    if len(parts.deltas):
+        Deltas.read(parts.deltas).apply([np.frombuffer(result, dtype=np.uint64)])
     return bytes(result)
 
 
@@ -135,6 +142,7 @@ def test_what_a_device_writes_while_it_is_saved_belongs_to_the_checkpoint(bench:
     bench.qemu.plan.clear()
     following = bench.take(2)
     assert following is not None and following.pages == 1
+    assert (following.saved > 0) == (bench.engine.shadow is not None), "of a page that was sent before, only what is new"
     assert applied(following, moments[0]) == bytes(memory.data), "what came later is part of the next one"
 
 
@@ -143,6 +151,19 @@ def test_memory_is_copied_once_the_vm_stands_still_and_not_before(bench: Bench) 
     bench.qemu.plan["stop"] = lambda: bench.memory.write(1, b"last words")
     taken = bench.take(1)
     assert taken is not None and applied(taken, bytes(16 * PAGE)) == bytes(bench.memory.data)
+
+
+def test_what_is_new_is_found_out_when_the_vm_runs_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, asked = bench.engine._encode, []
+
+    def noted(*given: Any) -> Any:
+        asked.append(list(bench.qemu.asked))
+        return encode(*given)
+
+    monkeypatch.setattr(bench.engine, "_encode", noted)
+    bench.memory.write(1, b"x")
+    assert bench.take(1) is not None
+    assert [each[-1] for each in asked] == ["cont"], "never in the pause"
 
 
 @pytest.mark.parametrize("command", ["stop", "xen-save-devices-state", "cont"])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmft.adapters import inject, linux
+from kvmft.adapters.deltas import Deltas, malformed
 from kvmft.adapters.digests import runs_of
 from kvmft.adapters.pagemap import Pagemap
 from kvmft.adapters.sparse import data_extents
@@ -313,33 +314,37 @@ class StandbyMemory:
             self._descriptors.append(descriptor)
             self._areas.append(memoryview(mmap.mmap(descriptor, block.size)))
 
-    def apply(self, table: np.ndarray, data: memoryview) -> None:
-        """Write the runs of `table` (n, 3), whose bytes follow one another in `data`.
+    def check(self, table: np.ndarray, size: int, deltas: Deltas | None = None) -> None:
+        """KvmftError `memory_table_malformed` unless the runs of `table` (n, 3) have `size` bytes, and they and the pages
+        of `deltas` are all in this memory."""
+        sizes = np.array([block.size for block in self.blocks], dtype=np.uint64)
+        blocks, offsets, lengths = table[:, 0], table[:, 1], table[:, 2]
+        good = int(lengths.sum()) == size and (
+            not len(table)
+            or bool((blocks < len(sizes)).all())
+            and bool((lengths <= sizes.max()).all())
+            and bool((offsets <= sizes.max()).all())
+            and bool((offsets + lengths <= sizes[blocks.astype(np.int64)]).all())
+        )
+        if not good:
+            raise malformed("it names places outside the standby's memory, or more than came")
+        if deltas is not None:
+            deltas.check([block.size for block in self.blocks])
+
+    def apply(self, table: np.ndarray, data: memoryview, deltas: Deltas | None = None) -> None:
+        """Write the runs of `table` (n, 3), whose bytes follow one another in `data`, then the words of `deltas`.
 
         Everything is checked before the first byte is written, so that a malformed checkpoint
         changes nothing.
         """
-        sizes = np.array([block.size for block in self.blocks], dtype=np.uint64)
-        if len(table):
-            blocks, offsets, lengths = table[:, 0], table[:, 1], table[:, 2]
-            good = (
-                bool((blocks < len(sizes)).all())
-                and bool((lengths <= sizes.max()).all())
-                and bool((offsets <= sizes.max()).all())
-                and bool((offsets + lengths <= sizes[blocks.astype(np.int64)]).all())
-                and int(lengths.sum()) == len(data)
-            )
-            if not good:
-                raise KvmftError(
-                    "memory_table_malformed",
-                    "A memory table names places outside the standby's memory.",
-                    "Check that both hosts run the same kvmft version.",
-                )
+        self.check(table, len(data), deltas)
         position = 0
         areas = self._areas
         for block, offset, length in table.tolist():
             areas[block][offset : offset + length] = data[position : position + length]
             position += length
+        if deltas is not None:
+            deltas.apply([np.frombuffer(area, dtype=np.uint64, count=len(area) // 8) for area in areas])
 
     def page_hashes(self, index: int, between: Callable[[], None] = _nothing) -> np.ndarray:
         """One hash per page of block `index`; unpopulated pages count as zeros.

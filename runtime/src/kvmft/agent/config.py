@@ -22,12 +22,14 @@ DEFAULTS: dict[str, float] = {
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
     "sync_mib_s": 0,
+    "delta_mib": 64,
     "replay_input": True,
     "realtime": True,
     "true_time": True,
 }
 UNITS: dict[str, tuple[str, float, float]] = {
     "sync_mib_s": ("MiB/s", 0, 600_000),
+    "delta_mib": ("MiB", 0, 65_536),
     "max_pause_share": ("the time, a share of 1", 0.01, 0.9),
 }
 """Unit, least and most of options that are no milliseconds."""
@@ -45,8 +47,8 @@ NETWORKS = ("management", "ft", "migration")
 @dataclass(frozen=True)
 class Config:
     """The agent's configuration. `options` are the defaults of ft_vm's options: times in
-    milliseconds, `sync_mib_s`, the bound of a sync in MiB per second (0: none), and
-    `max_pause_share`, the most of the time that a VM stands still, and
+    milliseconds, `sync_mib_s`, the bound of a sync in MiB per second (0: none), `delta_mib`, the memory for
+    what was sent last in MiB (0: none), `max_pause_share`, the most of the time that a VM stands still, and
     `replay_input`, `realtime` and `true_time`, which are true or false.
     `metrics_port` None: no metrics are served."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-PLAIN = ("epochs", "pages", "log_bytes", "paused_seconds")
+PLAIN = ("epochs", "pages", "log_bytes", "log_saved_bytes", "paused_seconds")
 HISTOGRAMS = ("pause", "commit")
 
 

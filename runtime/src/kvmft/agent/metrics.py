@@ -173,6 +173,7 @@ def _of_a_primary(out: Exposition, vm: ManagedVm) -> None:
         ("epochs", "kvmft_vm_epochs_total", "Checkpoints that the secondary acknowledged."),
         ("pages", "kvmft_vm_pages_total", "Pages of 4 KiB in checkpoints."),
         ("log_bytes", "kvmft_vm_log_bytes_total", "Bytes sent on the FT log."),
+        ("log_saved_bytes", "kvmft_vm_log_saved_bytes_total", "Bytes of pages in checkpoints that the secondary had already."),
     ):
         out.counter(family, text, counters.plain[key], vm=name)
     for key, family, text in (

@@ -3,6 +3,10 @@
 There is no second rule of when a checkpoint is due: `core.pacing.Pacer` itself is run over the measured memory and output
 of the VM, epoch after epoch, with the costs that were measured on this host. What it then shows is the forecast.
 
+What crosses the FT log is told as if every page that the VM writes were sent whole, and so are commits: how much of a page is
+new, which is all that is sent of a page known to the secondary (`worker.shadow`), no scan tells. So the FT log's rate and the time
+of a commit are upper bounds, commits but for the few epochs of a guest without old content that are looked at in vain.
+
 All times in seconds, sizes in bytes, rates per second; a page has 4 KiB.
 """
 

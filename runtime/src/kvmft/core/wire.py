@@ -24,6 +24,9 @@ MAGIC = b"KFT1"
 PROTOCOL_VERSION = 2
 HEADER = struct.Struct(">4sB3xQQ")
 CHECKPOINT_HEAD = struct.Struct("<6Q")
+DELTA_HEAD = struct.Struct("<2Q")
+BITMAP_BYTES = 64
+"""A bit for each 8 bytes of a 4-KiB page."""
 RUN_WORDS = 3
 """A memory run is three u64: block index, offset in the block (bytes), length (bytes)."""
 WRITE_WORDS = 4
@@ -195,44 +198,73 @@ class Decoder:
 
 @dataclass(frozen=True)
 class CheckpointParts:
-    """Views into a CHECKPOINT body: run table, pages, write table, write data, device state."""
+    """Views into a CHECKPOINT body: run table, pages, pages of which only words came (see `split_deltas`), write table,
+    write data, device state."""
 
     runs: memoryview
     pages: memoryview
+    deltas: memoryview
     writes: memoryview
     write_data: memoryview
     device_state: memoryview
 
 
 def checkpoint_head(
-    runs: int, page_bytes: int, writes: int, write_bytes: int, state_bytes: int
+    runs: int, page_bytes: int, writes: int, write_bytes: int, state_bytes: int, delta_bytes: int = 0
 ) -> bytes:
-    """The fixed part of a CHECKPOINT body: counts of table rows and byte lengths of the parts."""
-    return CHECKPOINT_HEAD.pack(runs, page_bytes, writes, write_bytes, state_bytes, 0)
+    """The fixed part of a CHECKPOINT body: counts of table rows and byte lengths of the parts.
+
+    Deltas go only to a secondary whose WELCOME says `deltas`; without them a body is what it was before there were any.
+    """
+    return CHECKPOINT_HEAD.pack(runs, page_bytes, writes, write_bytes, state_bytes, delta_bytes)
 
 
 def checkpoint_length(
-    runs: int, page_bytes: int, writes: int, write_bytes: int, state_bytes: int
+    runs: int, page_bytes: int, writes: int, write_bytes: int, state_bytes: int, delta_bytes: int = 0
 ) -> int:
     """Bytes of a CHECKPOINT body with these counts."""
     tables = 8 * (RUN_WORDS * runs + WRITE_WORDS * writes)
-    return CHECKPOINT_HEAD.size + tables + page_bytes + write_bytes + state_bytes
+    return CHECKPOINT_HEAD.size + tables + page_bytes + delta_bytes + write_bytes + state_bytes
 
 
 def split_checkpoint(body: memoryview) -> CheckpointParts:
     """Cut a CHECKPOINT body into its parts; WireError when the counts do not add up to it."""
     if len(body) < CHECKPOINT_HEAD.size:
         raise WireError(f"A CHECKPOINT frame of {len(body)} bytes is too short for its head.")
-    runs, page_bytes, writes, write_bytes, state_bytes, __ = CHECKPOINT_HEAD.unpack_from(body)
-    counts = (runs, page_bytes, writes, write_bytes, state_bytes)
+    counts = CHECKPOINT_HEAD.unpack_from(body)
+    runs, page_bytes, writes, write_bytes, state_bytes, delta_bytes = counts
     if max(counts) > len(body) or checkpoint_length(*counts) != len(body):
         raise WireError(f"A CHECKPOINT frame of {len(body)} bytes does not match its counts.")
     views, position = [], CHECKPOINT_HEAD.size
-    for length in (8 * RUN_WORDS * runs, page_bytes, 8 * WRITE_WORDS * writes, write_bytes,
+    for length in (8 * RUN_WORDS * runs, page_bytes, delta_bytes, 8 * WRITE_WORDS * writes, write_bytes,
                    state_bytes):  # fmt: skip
         views.append(body[position : position + length])
         position += length
     return CheckpointParts(*views)
+
+
+def delta_head(pages: int, words: int) -> bytes:
+    """The fixed part of a section of deltas."""
+    return DELTA_HEAD.pack(pages, words)
+
+
+def split_deltas(section: memoryview) -> tuple[memoryview, memoryview, memoryview]:
+    """Cut a section of deltas into places, bitmaps and words; WireError when its counts do not add up to it.
+
+    One place a page: a u64 with the block's index in its upper and the number of the page in its lower 32 bits; one bitmap of
+    64 bytes a page: bit i (of byte i // 8, the lowest bit first) stands for the 8 bytes at 8 * i; and the new content of all
+    words so marked, one after the other. An empty section has no pages.
+    """
+    if not len(section):
+        return section, section, section
+    if len(section) < DELTA_HEAD.size:
+        raise WireError(f"A section of deltas of {len(section)} bytes is too short for its head.")
+    pages, words = DELTA_HEAD.unpack_from(section)
+    marks = DELTA_HEAD.size + 8 * pages
+    values = marks + BITMAP_BYTES * pages
+    if max(pages, words) > len(section) or values + 8 * words != len(section):
+        raise WireError(f"A section of deltas of {len(section)} bytes does not match its counts.")
+    return section[DELTA_HEAD.size : marks], section[marks:values], section[values:]
 
 
 def split_table(body: memoryview, words: int, what: str) -> tuple[memoryview, memoryview]:

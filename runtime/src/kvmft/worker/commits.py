@@ -6,10 +6,11 @@ import os
 
 import numpy as np
 
+from kvmft.adapters.deltas import Deltas
 from kvmft.adapters.journal import Journal
 from kvmft.adapters.memory import StandbyMemory
 from kvmft.adapters.reactor import Reactor
-from kvmft.core.wire import RUN_WORDS, split_checkpoint
+from kvmft.core.wire import RUN_WORDS, CheckpointParts, split_checkpoint
 from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.replica import ReplicaDisks
@@ -30,6 +31,12 @@ class Commits:
         self._synced_at = 0.0
         self._unsynced = False
 
+    def check(self, body: memoryview, memory: StandbyMemory) -> None:
+        """WireError or KvmftError unless the memory of checkpoint `body` can be applied: it is committed next, and what was
+        acknowledged must be of use (I4)."""
+        parts = split_checkpoint(body)
+        memory.check(_runs(parts.runs), len(parts.pages), _deltas(parts))
+
     def commit(self, epoch: int) -> None:
         """What was staged for `epoch` is the commit from now on."""
         self.journal.commit(epoch)
@@ -45,7 +52,7 @@ class Commits:
                 "The replica is discarded; protection comes back by a new sync.",
             )
         parts = split_checkpoint(body)
-        apply_memory(memory, parts.runs, parts.pages)
+        memory.apply(_runs(parts.runs), parts.pages, _deltas(parts))
         self.disks.apply(parts.writes, parts.write_data)
         self._unsynced = self._unsynced or len(parts.writes) > 0
         self.sync_disks()
@@ -65,5 +72,12 @@ class Commits:
 
 def apply_memory(memory: StandbyMemory, table: memoryview, data: memoryview) -> None:
     """Write pages in wire form into the standby's memory."""
-    runs = np.frombuffer(table, dtype="<u8").reshape(-1, RUN_WORDS)
-    memory.apply(runs, data)
+    memory.apply(_runs(table), data)
+
+
+def _runs(table: memoryview) -> np.ndarray:
+    return np.frombuffer(table, dtype="<u8").reshape(-1, RUN_WORDS)
+
+
+def _deltas(parts: CheckpointParts) -> Deltas | None:
+    return Deltas.read(parts.deltas) if len(parts.deltas) else None

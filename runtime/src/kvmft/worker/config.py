@@ -40,7 +40,7 @@ class Base:
 @dataclass(frozen=True)
 class WorkerConfig:
     """What a worker is told at its start. Times in seconds, `sync_bandwidth` in bytes per second
-    (0: unbounded)."""
+    (0: unbounded), `delta_size` in bytes (0: none)."""
 
     role: str
     vm: str
@@ -75,6 +75,7 @@ class WorkerConfig:
     port_range: tuple[int, int]
     resume: bool
     sync_bandwidth: int
+    delta_size: int
     base: Base | None
 
     def identity(self) -> ArbiterIdentity:
@@ -166,6 +167,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             port_range=(int(first), int(last)),
             resume=bool(line.get("resume", False)),
             sync_bandwidth=int(float(options.get("sync_mib_s", 0)) * (1 << 20)),
+            delta_size=int(float(options.get("delta_mib", 64)) * (1 << 20)),
             base=_base(line.get("base")),
         )
     except KeyError as error:

@@ -5,10 +5,10 @@ The order inside a checkpoint is the order of `take`; each step says why it stan
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,20 +22,26 @@ from kvmft.core.wire import (
     encode_header,
 )
 from kvmft.worker.disklog import DiskLog
+from kvmft.worker.pagebuffer import PageBuffer
+from kvmft.worker.shadow import Encoded, Shadow
 
-FIRST_BUFFER = 64 << 20
 PAGE = 4096
+JOINED = 256 << 10
+"""Bytes: so many are copied in the time of a few system calls."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What one stop yielded. `parts` are the frame's buffers, in order; the page buffer is reused
-    by the next checkpoint, so they must be sent before it. `pause` in seconds."""
+    by the next checkpoint, so they must be sent before it. `pages`: how many were written. `pause` in seconds; it ended
+    at `until` (monotonic). `saved`: bytes of pages that need not be sent."""
 
     epoch: int
     parts: list[bytes | bytearray | memoryview]
     pages: int
     pause: float
+    until: float
+    saved: int
     audit: bytes | None = None
 
 
@@ -45,19 +51,6 @@ class Copied:
 
     ranges: np.ndarray
     data: memoryview
-
-
-class PageBuffer:
-    """One reusable area for copied pages; it grows, and its old content is not kept."""
-
-    def __init__(self, size: int = FIRST_BUFFER) -> None:
-        self._area = mmap.mmap(-1, size)
-
-    def view(self, size: int) -> memoryview:
-        """A writable view of `size` bytes."""
-        if size > len(self._area):
-            self._area = mmap.mmap(-1, -(-size // FIRST_BUFFER) * FIRST_BUFFER)
-        return memoryview(self._area)[:size]
 
 
 class Engine:
@@ -80,6 +73,8 @@ class Engine:
         self._on_failed = on_failed
         self._buffer, self._late_buffer = PageBuffer(), PageBuffer(1 << 20)
         self.stay_stopped = False
+        self.shadow: Shadow | None = None
+        """None: pages are sent whole."""
         self.busy = False
         """True while a checkpoint or a round is under way."""
         self.holds_vm = False
@@ -107,9 +102,8 @@ class Engine:
         """
         self.busy = self.holds_vm = True
         begun = self._reactor.now()
-        parts: list[bytes | bytearray | memoryview] = []
-        pages = 0
-        copied = Copied(np.zeros((0, 2), dtype=np.uint64), memoryview(b""))
+        rest: tuple[Any, Any, bytes] = (b"", b"", b"")
+        late = copied = Copied(np.zeros((0, 2), dtype=np.uint64), memoryview(b""))
 
         def stopped(reply: Reply) -> None:
             # The VM stands still and its I/O is drained: memory is copied while QEMU saves the devices.
@@ -119,7 +113,7 @@ class Engine:
                 copied = self._copy(self._buffer)
 
         def saved(replies: list[Reply]) -> None:
-            nonlocal parts, pages
+            nonlocal late, rest
             if self._refused(replies):
                 return
             # A device may write to memory while it is saved: those pages once more (I3).
@@ -132,33 +126,28 @@ class Engine:
             if not stay:
                 self._batch([command("cont")], lambda replies: running(replies, digests))
             with open(self._state_path, "rb", buffering=0) as file:
-                state = file.read()
-            ranges = np.concatenate([copied.ranges, late.ranges]) if len(late.ranges) else copied.ranges
-            runs = np.ascontiguousarray(self._memory.to_table(ranges), dtype="<u8")
-            counts = (len(runs), len(copied.data) + len(late.data), len(table) // 32, len(data), len(state))
-            parts = [
-                encode_header(FrameType.CHECKPOINT, epoch, checkpoint_length(*counts)),
-                checkpoint_head(*counts),
-                memoryview(runs).cast("B") if len(runs) else b"",
-                copied.data,
-                late.data,
-                table,
-                data,
-                state,
-            ]
-            pages = counts[1] // PAGE
+                rest = (table, data, file.read())
             if stay:
                 running([], digests)
 
         def running(replies: list[Reply], digests: bytes | None) -> None:
             if not self._refused(replies):
                 self.busy, self.holds_vm = False, not replies
-                pause = self._reactor.now() - begun
-                done(Checkpoint(epoch, parts, pages, pause, digests))
+                until = self._reactor.now()
+                # Only now, when the VM runs again, is it found out what of its pages is new.
+                encoded = self._encode(copied, late)
+                pages = (len(copied.data) + len(late.data)) // PAGE
+                done(Checkpoint(epoch, _frame(epoch, encoded, *rest), pages, until - begun, until, encoded.saved, digests))
 
         # Not `live`: that would also let go of the disk images, and `cont` would have to open them again.
         save = command("xen-save-devices-state", filename=self._state_path, live=False)
         self._batch([command("stop"), save], saved, stopped)
+
+    def _encode(self, copied: Copied, late: Copied) -> Encoded:
+        parts = [(self._memory.to_table(each.ranges), each.data) for each in (copied, late)]
+        if self.shadow is not None:
+            return self.shadow.encode(*parts)
+        return Encoded(np.concatenate([table for table, __ in parts]), [data for __, data in parts], b"", 0)
 
     def _copy(self, buffer: PageBuffer) -> Copied:
         """Copy what was written since the last call; the VM must be stopped."""
@@ -219,3 +208,17 @@ class Engine:
                 self._on_failed(f"QEMU refused a checkpoint: {reply['error'].get('desc')}")
                 return True
         return False
+
+
+def _frame(
+    epoch: int, memory: Encoded, table: bytes | bytearray, data: bytes | bytearray, state: bytes
+) -> list[bytes | bytearray | memoryview]:
+    """The parts of a CHECKPOINT frame: `memory`, the disks' write `table` and `data`, and the devices' state."""
+    runs = np.ascontiguousarray(memory.table, dtype="<u8")
+    page_bytes = sum(map(len, memory.data))
+    counts = (len(runs), page_bytes, len(table) // 32, len(data), len(state), len(memory.deltas))
+    front = encode_header(FrameType.CHECKPOINT, epoch, checkpoint_length(*counts)) + checkpoint_head(*counts) + runs.tobytes()
+    # What is small is sent at once: each part is a system call and a TLS record here, and again there.
+    back = (memory.deltas, table, data, state)
+    joined = [b"".join(back)] if sum(map(len, back)) <= JOINED else list(back)
+    return [front, *memory.data, *joined]

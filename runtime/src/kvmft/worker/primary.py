@@ -39,6 +39,7 @@ from kvmft.worker.output import HeldOutput
 from kvmft.worker.peerlink import PeerLink
 from kvmft.worker.primary_status import PrimaryStatus
 from kvmft.worker.qemu import Qemu
+from kvmft.worker.shadow import Shadow
 from kvmft.worker.stops import Stops
 from kvmft.worker.true_time import TrueTime
 from kvmft.worker.watched_input import WatchedInput
@@ -234,9 +235,7 @@ class PrimaryWorker:
             case FrameType.DIGESTS:
                 self._learn(frame)
             case FrameType.WELCOME:
-                welcome = frame.json()
-                self._peer_replays = bool(welcome.get("replays"))
-                self.peer.life.learn(welcome.get("beacons"))
+                self._welcomed(frame.json())
                 self.post(ev.Welcomed())
             case FrameType.RELIEVED:
                 self.post(ev.Relieved())
@@ -251,6 +250,14 @@ class PrimaryWorker:
                 self.peer_lost(ev.Loss.REFUSED, str(frame.json().get("reason")))
             case _:
                 raise WireError(f"The secondary sent a {frame.type.name} frame.")
+
+    def _welcomed(self, knows: dict[str, Any]) -> None:
+        """What the secondary's version knows; an older one gets whole pages, no packets and no beacons."""
+        self._peer_replays = bool(knows.get("replays"))
+        self.peer.life.learn(knows.get("beacons"))
+        if knows.get("deltas") and self.config.delta_size and self.memory is not None and self.engine is not None:
+            sizes = [block.size for block in self.memory.blocks]
+            self.engine.shadow = Shadow(sizes, self.config.delta_size)
 
     def _learn(self, frame: Frame) -> None:
         if self.machine.phase is not Phase.CONNECTING or self.sync.known is None:
@@ -324,10 +331,10 @@ class PrimaryWorker:
         )
 
     def _captured(self, checkpoint: Checkpoint) -> None:
-        now = self.reactor.now()
+        now = checkpoint.until
         if not self.mirrors.go_on_still():
             return
-        self.status.stats.captured(now, checkpoint.pause, checkpoint.pages)
+        self.status.stats.captured(now, checkpoint.pause, checkpoint.pages, checkpoint.saved)
         if self.engine is not None and not self.engine.holds_vm:
             self.clock.running(now)
         self.peer.send(*checkpoint.parts)

@@ -19,7 +19,6 @@ from kvmft.core.wire import (
     WireError,
     encode,
     encode_json,
-    split_checkpoint,
     split_table,
 )
 from kvmft.errors import KvmftError
@@ -197,7 +196,7 @@ class SecondaryWorker:
                 table, data = split_table(frame.body, WRITE_WORDS, "DISK")
                 self.commits.disks.apply(table, data)
             case FrameType.CHECKPOINT:
-                split_checkpoint(frame.body)
+                self.commits.check(frame.body, self.qemu.memory)
                 self.post(ev.Staged(frame.epoch))
             case FrameType.OFFER:
                 self.post(ev.Offered(bytes(frame.body)))
@@ -235,7 +234,7 @@ class SecondaryWorker:
     def _welcome(self) -> None:
         """The primary knows what is here already."""
         self.link.send(msg="base_taken")
-        welcome = {"host": self.config.host, "replays": True, "beacons": self._beacons}
+        welcome = {"host": self.config.host, "replays": True, "deltas": True, "beacons": self._beacons}
         self._send(encode_json(FrameType.WELCOME, welcome))
 
     def _bye(self, farewell: dict[str, Any]) -> None:

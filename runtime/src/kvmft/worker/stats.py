@@ -43,13 +43,15 @@ class EpochStats:
     commit_histogram: Histogram = field(default_factory=lambda: Histogram(COMMIT_BOUNDS))
     commits: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     pages_total: int = 0
+    saved_total: int = 0
 
-    def captured(self, now: float, pause: float, pages: int) -> None:
-        """One checkpoint was taken: `pause` seconds, `pages` 4-KiB pages."""
+    def captured(self, now: float, pause: float, pages: int, saved: int = 0) -> None:
+        """One checkpoint was taken: `pause` seconds, `pages` 4-KiB pages, of whose bytes `saved` need not be sent."""
         self.pauses.append(pause * 1000)
         self.pages.append(float(pages))
         self.paused_total += pause
         self.pages_total += pages
+        self.saved_total += max(0, saved)
         self.pause_histogram.add(pause)
         if self._previous:
             self.gaps.append((now - self._previous) * 1000)
@@ -75,6 +77,7 @@ class EpochStats:
         the FT log has sent."""
         return {
             "epochs": self.epochs, "pages": self.pages_total, "log_bytes": log_bytes,
+            "log_saved_bytes": self.saved_total,
             "paused_seconds": round(self.paused_total, 6),
             "pause": self.pause_histogram.to_dict(), "commit": self.commit_histogram.to_dict(),
         }  # fmt: skip
