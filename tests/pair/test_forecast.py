@@ -87,11 +87,9 @@ def test_whatever_ends_it_qemu_is_as_it_was(writer: Pair, way: str) -> None:
 
 
 def test_it_comes_true(writer: Pair) -> None:
-    """Where pages are sent whole; what is saved of them a forecast does not know."""
-    options = {**engine.OPTIONS, "delta_mib": 0}
-    told = forecast.ask(writer.primary_vm, options, SECONDS, stops=True, log_rate=500e6)
-    secondary, port = writer.start_secondary(options=options)
-    primary = writer.start_primary(port, options=options)
+    told = forecast.ask(writer.primary_vm, engine.OPTIONS, SECONDS, stops=True, log_rate=500e6)
+    secondary, port = writer.start_secondary(options=engine.OPTIONS)
+    primary = writer.start_primary(port, options=engine.OPTIONS)
     primary.wait(60, msg="state", state="protected")
     # Of a guest that a starved machine lets run now and then, half of the short intervals may have no page: the most counts.
     assert PAGES <= told["pages_per_epoch"]["p99"] <= PAGES + OTHERS

@@ -96,7 +96,8 @@ def test_each_kind_of_arbiter_is_read(section: dict[str, Any]) -> None:
     assert parse({**GOOD, "arbiter": section}).arbiter == section
 
 
-@pytest.mark.parametrize("value", [{"interval_ms": True}, {"interval_ms": "20"}, {"max_pause_share": 1}, {"max_pause_share": 0}, {"delta_mib": -1}, {"delta_mib": True}, {"x": 1}, [1]])
+@pytest.mark.parametrize("value", [{"interval_ms": True}, {"interval_ms": "20"}, {"max_pause_share": 1}, {"max_pause_share": 0},
+                                   {"delta_mib": -1}, {"delta_mib": True}, {"x": 1}, [1]])  # fmt: skip
 def test_options_of_a_vm_are_checked_too(value: object) -> None:
     with pytest.raises(KvmftError, match="options"):
         check_options(value, "options")

@@ -62,7 +62,8 @@ def test_medians_quantiles_and_lines() -> None:
 
 def test_every_figure_is_in_text_documentation_and_page(tmp_path: Path) -> None:
     text, page = report.text(FOUND), report.page(FOUND)
-    for each in ("10,000 pages", "QEMU's COLO", "0.100 ms a GiB", "50 % of the cipher", "tcp 100/s, libvirt's monitor", "tcp 100/s, own monitor", "95.0 %", "kvm, default pace",
+    for each in ("10,000 pages", "QEMU's COLO", "0.100 ms a GiB", "50 % of the cipher", "tcp 100/s, libvirt's monitor", "tcp 100/s, own monitor",
+                 "95.0 %", "kvm, default pace",
                  "100 pages, default pace", "process, input replayed", "45.0 %", "4,321", "counted: 0.5 s of detection", "not counted: fencing",
                  "Planned switchover", "When a host returns", "of 1,234 acknowledged rows lost: 0"):  # fmt: skip
         assert each in text and each.replace("'", "&#x27;") in page, each

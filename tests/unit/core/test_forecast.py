@@ -76,7 +76,7 @@ def test_a_writer_gets_the_intervals_that_the_pacer_gives_it() -> None:
     for __ in range(200):
         pages = 60_000 * ran / 0.505
         size = pages * PAGE + STATE
-        pause, commit = cost.pause(pages), cost.commit(size)
+        pause, commit = cost.pause(pages), cost.commit(size, pages)
         now += ran + pause
         pacer.captured(now, pause, int(size))
         pacer.committed(now + commit)
@@ -183,3 +183,32 @@ def test_disk_writes_are_in_the_log_too() -> None:
 def test_the_same_figures_give_the_same_forecast() -> None:
     given = measured(lambda length: 100, lambda length: round(length * 50))
     assert forecast.predict(given, Pace()) == forecast.predict(given, Pace())
+
+
+def with_news(share: dict[float, float], compare: float = 0.0) -> Measured:
+    """1,000 pages in each interval; of those copied, so much of their bytes is new, given the interval's length."""
+    rows = [Interval(length, length, 1000, SCAN + 1000 * FIND, 0, 1000, 1000 * COPY, round(1000 * PAGE * share[length]), 1000 * compare)
+            if copied and length in share else Interval(length, length, 1000, SCAN + 1000 * FIND)
+            for length, number in LENGTHS.items() for copied in (True, True, *(False,) * (number - 2))]  # fmt: skip
+    return Measured(1024 * MIB, tuple(rows), (TRIP,) * 20, log_rate=500e6)
+
+
+def test_only_what_is_new_is_sent() -> None:
+    whole, little = (forecast.predict(with_news(share), Pace()) for share in ({}, {0.5: 0.02}))
+    assert whole.log_rate == pytest.approx((1000 * PAGE + STATE) / (0.5 + pause_of(1000)), rel=0.02)
+    assert little.log_rate == pytest.approx((20 * PAGE + STATE) / (0.5 + pause_of(1000)), rel=0.02)
+    assert middle(little.commits) == pytest.approx(COMMIT + (20 * PAGE + STATE) / 500e6, rel=0.02)
+
+
+def test_to_find_out_what_is_new_takes_its_time() -> None:
+    found = forecast.predict(with_news({0.5: 0.02}, compare=2e-6), Pace())
+    assert middle(found.commits) == pytest.approx(COMMIT + 1000 * 2e-6 + (20 * PAGE + STATE) / 500e6, rel=0.02)
+
+
+def test_the_share_of_news_is_on_a_line_between_the_lengths_measured() -> None:
+    news = forecast.News(with_news({0.004: 0.1, 0.1: 0.3, 0.5: 0.7}).intervals)
+    assert news.share(0.001) == news.share(0.004) == pytest.approx(0.1)
+    assert news.share(0.02) == pytest.approx(0.2, rel=0.001)  # halfway from 4 to 100 ms, of their logarithms
+    assert news.share(0.1) == pytest.approx(0.3) and news.share(0.5) == news.share(60.0) == pytest.approx(0.7)
+    assert news.share(0.0) == pytest.approx(0.1)
+    assert forecast.News(measured(lambda length: 50).intervals).share(0.1) == 1.0

@@ -116,10 +116,10 @@ def _metrics(value: Any, management: str) -> tuple[str, int | None]:
 
 
 def check_options(
-    value: Any, path: str, defaults: dict[str, float] = DEFAULTS
+    value: Any, path: str, defaults: dict[str, float] | None = None
 ) -> dict[str, float]:
     """Validate options of a VM: known names, numbers in their units, and those that must fit one another
-    or, where they are not given, `defaults`."""
+    or, where they are not given, `defaults` (None: DEFAULTS)."""
     if not isinstance(value, dict):
         raise _wrong(path, value, "a mapping")
     for name, number in value.items():
@@ -134,7 +134,7 @@ def check_options(
             raise _wrong(f"{path}.{name}", number, f"a number of {unit}")
         if not least <= number <= most:
             raise _wrong(f"{path}.{name}", number, f"between {least} and {most} {unit}")
-    detection = value.get("detection_ms", defaults["detection_ms"])
+    detection = value.get("detection_ms", (defaults or DEFAULTS)["detection_ms"])
     if value.get("ft_silence_ms", detection) < detection:
         raise _wrong(f"{path}.ft_silence_ms", value["ft_silence_ms"],
                      f"at least detection_ms, {detection}")  # fmt: skip

@@ -50,7 +50,7 @@ def render(found: dict[str, Any]) -> str:
         f"  added latency  ms   {_spread(found['added_latency_ms'])}",
         f"  interval       ms   {_spread(found['interval_ms'], 0)}",
         f"  pages per epoch     {_spread(found['pages_per_epoch'], 0)}",
-        f"  FT log         {found['log_bandwidth_bytes_s'] / 1e6:.2f} MB/s at most",
+        f"  FT log         {found['log_bandwidth_bytes_s'] / 1e6:.2f} MB/s",
         f"  the VM writes pages {dirty}; disks {found['disk_bytes_s'] / 1e6:.2f} MB/s; output: {seen}",
         f"  a pause has {cost['pause_without_pages_ms']:.2f} ms and {cost['page_ns'] / 1000:.2f} us a page; the FT network carries "
         f"{cost['log_bytes_s'] / 1e6:,.0f} MB/s",

@@ -3,9 +3,8 @@
 There is no second rule of when a checkpoint is due: `core.pacing.Pacer` itself is run over the measured memory and output
 of the VM, epoch after epoch, with the costs that were measured on this host. What it then shows is the forecast.
 
-What crosses the FT log is told as if every page that the VM writes were sent whole, and so are commits: how much of a page is
-new, which is all that is sent of a page known to the secondary (`worker.shadow`), no scan tells. So the FT log's rate and the time
-of a commit are upper bounds, commits but for the few epochs of a guest without old content that are looked at in vain.
+Of a page that the secondary knows only what is new crosses the FT log (`worker.shadow`). How much that is, is measured with the same
+code on the pages that are copied, each time against what was copied before.
 
 All times in seconds, sizes in bytes, rates per second; a page has 4 KiB.
 """
@@ -49,7 +48,7 @@ SIMULATED, EPOCHS = 600.0, 2000
 class Interval:
     """What the VM did in one tracked interval of about `length`, which took `seconds`: `pages` that it wrote, the
     time `scan` that it took to find them, and the packets that it sent. `copied` pages of these were copied
-    in the time `copy`."""
+    in the time `copy`; `sent` bytes of them would cross the FT log, which took `compare` to find out. None: all."""
 
     length: float
     seconds: float
@@ -58,6 +57,8 @@ class Interval:
     packets: int = 0
     copied: int = 0
     copy: float = 0.0
+    sent: int | None = None
+    compare: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Measured:
 class Costs:
     """What a checkpoint is made of. `stop`: stop and cont with their round trips; `save`: of the devices, meanwhile the
     pages are found and copied; `scan`: finding no page; `page`: finding and copying one more; `late`: by how much
-    the worst round trips exceed the usual one, in order."""
+    the worst round trips exceed the usual one, in order; `compare`: finding out what is new in a page."""
 
     stop: float
     save: float
@@ -87,14 +88,15 @@ class Costs:
     page: float
     late: tuple[float, ...]
     log_rate: float
+    compare: float = 0.0
 
     def pause(self, pages: float, luck: float = 0.5) -> float:
         """How long the VM stands still for so many pages; `luck` (0 to 1) is the quantile of what delays QEMU."""
         return self.stop + max(self.save, self.scan + pages * self.page) + self.scan + ROUND_TRIPS * quantile(self.late, luck)
 
-    def commit(self, size: float) -> float:
-        """From the VM's resumption to the acknowledgement of a checkpoint of `size` bytes."""
-        return COMMIT + size / self.log_rate
+    def commit(self, size: float, pages: float) -> float:
+        """From the VM's resumption to the acknowledgement of a checkpoint of so many `pages`, of which `size` bytes are sent."""
+        return COMMIT + pages * self.compare + size / self.log_rate
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,29 @@ class Curve:
         return min(self._most, max(0.0, math.expm1(start[1] + slope * (x - start[0]))))
 
 
+class News:
+    """The share of its pages' bytes that a checkpoint sends, against the time that the VM ran: more of a page is new after longer."""
+
+    def __init__(self, intervals: Sequence[Interval]) -> None:
+        self._points: list[tuple[float, float]] = []
+        for group in by_length(intervals):
+            shares = [each.sent / (each.copied * PAGE) for each in group if each.copied and each.sent is not None]
+            if shares:
+                self._points.append((math.log(median([each.seconds for each in group])), median(shares)))
+
+    def share(self, ran: float) -> float:
+        """On straight lines between what was measured, and beyond that as at its ends; 1 where nothing was."""
+        if not self._points or ran <= 0:
+            return self._points[0][1] if self._points else 1.0
+        x, (first, *__), (last, *__) = math.log(ran), self._points[0], self._points[-1]
+        if x <= first or x >= last:
+            return self._points[0 if x <= first else -1][1]
+        (x1, y1), (x2, y2) = next(
+            pair for pair in zip(self._points, self._points[1:], strict=False) if x <= pair[1][0]
+        )
+        return y1 + (y2 - y1) * (x - x1) / (x2 - x1)
+
+
 def costs(measured: Measured) -> Costs:
     """What a checkpoint of this VM costs on this host. Medians count, so that a scan which the host interrupted tells
     nothing; what a page costs is told by the intervals that had most of them."""
@@ -170,9 +195,11 @@ def costs(measured: Measured) -> Costs:
         find = max(0.0, (many[1] - few[1]) / (many[0] - few[0]))
     copies = [each for group in groups for each in group if each.copied]
     most = max((each.copied for each in copies), default=0)
-    copy = COPY
+    copy, compare = COPY, 0.0
     if most >= MEASURABLE:
-        copy = median([each.copy / each.copied for each in copies if each.copied >= most / 2])
+        large = [each for each in copies if each.copied >= most / 2]
+        copy = median([each.copy / each.copied for each in large])
+        compare = median([each.compare / each.copied for each in large])
     trips = sorted(measured.round_trips)
     usual = quantile(trips, 0.5)
     stop = STOP_AND_CONT + ROUND_TRIPS * usual
@@ -181,7 +208,7 @@ def costs(measured: Measured) -> Costs:
         stop = max(0.0, median(measured.stops) + usual - SAVE)
     late = tuple(max(0.0, each - usual) for each in trips)
     scan = max(0.0, few[1] - few[0] * find)
-    return Costs(stop, SAVE, scan, find + copy, late, measured.log_rate or LIKELY_LOG_RATE)
+    return Costs(stop, SAVE, scan, find + copy, late, measured.log_rate or LIKELY_LOG_RATE, compare)
 
 
 def bursts(measured: Measured) -> float:
@@ -227,6 +254,7 @@ def predict(measured: Measured, pace: Pace) -> Prediction:
 def _simulate(measured: Measured, pace: Pace, rate: float) -> Prediction:
     """Epochs as `core.primary` has them: one checkpoint at a time, due when the pacer says so."""
     cost, curve, pacer = costs(measured), Curve(measured.intervals, measured.ram), Pacer(pace)
+    news = News(measured.intervals)
     arrivals, pages_luck, pause_luck = _arrivals(rate), _spread((math.sqrt(5) - 1) / 2), _spread(math.sqrt(2) - 1)
     output, resumed, committed, ran_until = next(arrivals), 1.0, 1.0, 0.0
     rows: list[tuple[float, float, float, float, float]] = []
@@ -243,10 +271,10 @@ def _simulate(measured: Measured, pace: Pace, rate: float) -> Prediction:
             at = max(committed, sent, pacer.due(True))
         ran = at - resumed
         pages = curve.pages(ran, next(pages_luck))
-        size = pages * PAGE + STATE + measured.disk_rate * ran
+        size = pages * PAGE * news.share(ran) + STATE + measured.disk_rate * ran
         pause, ahead = cost.pause(pages, next(pause_luck)), resumed - ran_until
         resumed, ran_until = at + pause, ran_until + ran
-        committed = resumed + cost.commit(size)
+        committed = resumed + cost.commit(size, pages)
         pacer.captured(resumed, pause, int(size))
         pacer.committed(committed)
         while output <= ran_until:

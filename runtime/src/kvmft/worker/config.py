@@ -114,6 +114,11 @@ def pace_of(options: dict[str, Any]) -> Pace:
     )
 
 
+def delta_size_of(options: dict[str, Any]) -> int:
+    """Bytes for the contents of pages as they were sent last; 0: none."""
+    return int(float(options.get("delta_mib", 64)) * (1 << 20))
+
+
 def _base(value: dict[str, Any] | None) -> Base | None:
     if not value:
         return None
@@ -167,7 +172,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             port_range=(int(first), int(last)),
             resume=bool(line.get("resume", False)),
             sync_bandwidth=int(float(options.get("sync_mib_s", 0)) * (1 << 20)),
-            delta_size=int(float(options.get("delta_mib", 64)) * (1 << 20)),
+            delta_size=delta_size_of(options),
             base=_base(line.get("base")),
         )
     except KeyError as error:

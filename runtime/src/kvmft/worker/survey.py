@@ -24,7 +24,8 @@ from kvmft.adapters.taps import tap_of
 from kvmft.core.forecast import Interval, Measured
 from kvmft.core.pacing import Pace
 from kvmft.errors import KvmftError
-from kvmft.worker.config import pace_of
+from kvmft.worker.config import delta_size_of, pace_of
+from kvmft.worker.shadow import Shadow
 
 LENGTHS = (0.004, 0.020, 0.100, 0.500)
 """Seconds between two scans, in turns of the same time each: the longest once in each turn."""
@@ -55,13 +56,14 @@ class Task:
     log_rate: float | None
     pace: Pace
     realtime: bool
+    delta_size: int
 
     @classmethod
     def parse(cls, line: dict[str, Any]) -> Task:
         """Read the start line."""
         return cls(line["vm"], line["uuid"], int(line["qemu_pid"]), line.get("own_monitor"), tuple(line["nics"]),
                    float(line["seconds"]), bool(line.get("stops")), line.get("log_rate"), pace_of(line["options"]),
-                   bool(line["options"].get("realtime", True)))  # fmt: skip
+                   bool(line["options"].get("realtime", True)), delta_size_of(line["options"]))  # fmt: skip
 
 
 class Watch:
@@ -91,6 +93,7 @@ class Survey:
         self._task, self._watch, self._monitor = task, watch, monitor
         self._memory = GuestMemory()
         self._buffer = bytearray()
+        self._shadow: Shadow | None = None
         taps = [tap_of(self._hmp, task.qemu_pid, nic) for nic in task.nics]
         self._counters = [f"/sys/class/net/{tap}/statistics/rx_packets" for tap in taps if tap]
         self.sees_output = len(self._counters) == len(task.nics)
@@ -106,6 +109,8 @@ class Survey:
         trips = tuple(self._timed("query-name") for __ in range(TRIPS))
         try:
             self._memory.attach(self._task.qemu_pid, blocks, lasting=False)
+            if self._task.delta_size:
+                self._shadow = Shadow([block.size for block in blocks], self._task.delta_size)
             written, begun = self._disk_bytes(), Reactor.now()
             intervals = self._track(begun + self._task.seconds)
             disk_rate = (self._disk_bytes() - written) / (Reactor.now() - begun)
@@ -134,8 +139,8 @@ class Survey:
                     now, count = Reactor.now(), self._packets()
                     ranges, scan = self._scan()
                     pages = int((ranges[:, 1] - ranges[:, 0]).sum()) // linux.PAGE
-                    copied, copy = self._copy(ranges) if number < COPIES else (0, 0.0)
-                    found.append(Interval(length, now - before, pages, scan, count - packets, copied, copy))
+                    copied = self._copy(ranges) if number < COPIES else ()
+                    found.append(Interval(length, now - before, pages, scan, count - packets, *copied))
                     before, packets = now, count
         return found
 
@@ -144,8 +149,9 @@ class Survey:
         ranges = self._memory.collect()
         return ranges, Reactor.now() - begun
 
-    def _copy(self, ranges: np.ndarray) -> tuple[int, float]:
-        """Copy the first COPIED_PAGES of `ranges`: how many pages, and how long it took."""
+    def _copy(self, ranges: np.ndarray) -> tuple[int, float, int, float]:
+        """Copy the first COPIED_PAGES of `ranges`: how many pages, and how long it took; how many bytes of them are new since
+        they were copied before, and how long it took to find out."""
         sizes = np.cumsum(ranges[:, 1] - ranges[:, 0])
         most = COPIED_PAGES * linux.PAGE
         part = ranges[: int(np.searchsorted(sizes, most, side="right"))]
@@ -157,7 +163,11 @@ class Survey:
             self._memory.read(part, memoryview(self._buffer))  # the first time costs the buffer's own pages
         begun = Reactor.now()
         self._memory.read(part, memoryview(self._buffer))
-        return size // linux.PAGE, Reactor.now() - begun
+        copied, sent = Reactor.now(), size
+        if self._shadow is not None:
+            nothing = (np.zeros((0, 3), dtype=np.uint64), memoryview(b""))
+            sent -= self._shadow.encode((self._memory.to_table(part), memoryview(self._buffer)[:size]), nothing).saved
+        return size // linux.PAGE, copied - begun, sent, Reactor.now() - copied
 
     def _packets(self) -> int:
         """What the VM has sent so far, on the interfaces that can be counted."""
