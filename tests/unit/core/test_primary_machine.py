@@ -99,6 +99,15 @@ def test_waiting_output_shortens_the_epoch() -> None:
     assert "TakeCheckpoint" in drive(ev.Tick(), after=0.0015)
 
 
+def test_the_next_checkpoint_counts_from_when_the_vm_ran_again_and_not_from_when_its_pages_were_compared() -> None:
+    drive = Driver().to_protected()
+    drive(ev.Tick(), after=0.02)
+    drive(ev.Captured(2, 0.003, resumed=drive.now), after=0.003)
+    drive(ev.Acked(2))
+    drive(ev.OutputPending())
+    assert "TakeCheckpoint" in drive(ev.Tick(), after=0.0015)
+
+
 def test_before_a_pair_was_named_losing_the_secondary_needs_no_claim() -> None:
     drive = Driver().to_first_checkpoint()
     assert drive(ev.PeerLost(ev.Loss.CLOSED, "gone")) == ["DropPeer", "ReleaseAll"]

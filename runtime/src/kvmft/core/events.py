@@ -74,11 +74,13 @@ class HoldInstalled:
 
 @dataclass(frozen=True)
 class Captured:
-    """Checkpoint `epoch` of `size` bytes was taken and handed to the FT log; the VM runs again."""
+    """Checkpoint `epoch` of `size` bytes was taken and handed to the FT log; the VM runs again since `resumed` (seconds, on
+    the machine's clock; None: just now)."""
 
     epoch: int
     pause: float
     size: int = 0
+    resumed: float | None = None
 
 
 @dataclass(frozen=True)

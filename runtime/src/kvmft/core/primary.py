@@ -211,7 +211,7 @@ class PrimaryMachine:
         if not self._capturing or event.epoch != self.taken:
             raise IllegalEvent(f"Captured({event.epoch}) while epoch {self.taken} is current")
         self._capturing = False
-        self.pacer.captured(now, event.pause, event.size)
+        self.pacer.captured(now if event.resumed is None else event.resumed, event.pause, event.size)
         if self.phase is not Phase.EPOCHS:
             return []
         return self._schedule(now)

@@ -342,7 +342,7 @@ class PrimaryWorker:
             head = encode_header(FrameType.AUDIT, checkpoint.epoch, len(checkpoint.audit))
             self.peer.send(head, checkpoint.audit)
         size = sum(map(len, checkpoint.parts))
-        self.post(ev.Captured(checkpoint.epoch, checkpoint.pause, size))
+        self.post(ev.Captured(checkpoint.epoch, checkpoint.pause, size, checkpoint.until))
 
     # -- planned switchover -------------------------------------------------------------------------
 
