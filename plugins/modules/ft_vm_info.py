@@ -91,6 +91,9 @@ vms:
     objective_missed:
       description: Why output waits longer than C(max_added_latency_ms), in a sentence; null when it does not.
       type: str
+    beacons_missed:
+      description: Why the secondary shows no life on the management network, in a sentence; null when it does.
+      type: str
     last_commit_age_ms:
       description: Time in milliseconds since the last commit.
       type: float

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.pair import networks as nets
-from tests.pair.harness import Pair, Worker
+from tests.pair.harness import Pair, Worker, wait_for
 from tests.pair.networks import Networks
 
 OPTIONS: dict[str, Any] = {
@@ -54,9 +54,12 @@ def first_loss(seconds: float, *workers: Worker) -> dict[str, Any] | None:
     return None
 
 
+def status(worker: Worker) -> dict[str, Any]:
+    return worker.wait(msg="status")
+
+
 def commits(worker: Worker) -> int:
-    status = worker.wait(msg="status")
-    return int(status["epoch"])
+    return int(status(worker)["epoch"])
 
 
 def goes_on(primary: Worker) -> None:
@@ -143,11 +146,13 @@ def test_a_management_network_that_is_cut_costs_nothing_and_is_told(
     for worker, peer in ((primary, "node-b"), (secondary, "node-a")):
         told = worker.wait(msg="event", event="beacons_missed")
         assert f"no beacons come from {peer}" in told["reason"]
+    wait_for("status to say so", lambda: str(status(primary)["beacons_missed"]).startswith("No beacons come from node-b"))
     networks.cut()
     for worker in (primary, secondary):
         worker.wait(msg="event", event="beacons_back")
         told_of = [each["event"] for each in worker.poll() if each["msg"] == "event"]
         assert (told_of.count("beacons_missed"), told_of.count("beacons_back")) == (1, 1)
+    wait_for("status to say no more of it", lambda: status(primary)["beacons_missed"] is None)
     assert losses(primary, secondary) == []
     networks.cut("mgmt0")
     time.sleep(0.5)

@@ -111,7 +111,7 @@ def test_the_exposition_parses_and_every_metric_is_there(tmp_path: Path) -> None
         "kvmft_vm_unprotected_seconds", "kvmft_failovers", "kvmft_vm_epochs", "kvmft_vm_pages",
         "kvmft_vm_log_bytes", "kvmft_vm_log_saved_bytes", "kvmft_vm_pause_seconds", "kvmft_vm_commit_seconds",
         "kvmft_vm_held_bytes", "kvmft_vm_sync_ratio", "kvmft_vm_last_commit_age_seconds",
-        "kvmft_vm_guest_clock_loss_ratio",
+        "kvmft_vm_guest_clock_loss_ratio", "kvmft_vm_beacons_missed",
     }  # fmt: skip
     assert all(family.documentation for family in families.values())
     assert of(text, "kvmft_vm_pause_seconds_bucket", vm="v", le="0.003") == 1

@@ -9,7 +9,7 @@ import pytest
 from kvmft.cli import main as cli
 
 STATUS = {"vm": "db1", "state": "protected", "reason": "", "arbiter": {"type": "none", "ok": False},
-          "objective_missed": "Output waits about 44 ms for its checkpoint."}  # fmt: skip
+          "objective_missed": "Output waits about 44 ms for its checkpoint.", "beacons_missed": "No beacons come."}  # fmt: skip
 
 
 @pytest.fixture
@@ -35,7 +35,8 @@ def test_every_kind_of_option(
     assert run(monkeypatch, "enable", "db1", "--max-added-latency-ms", "20", "--set", "replay_input=false", "--set",
                "detection_ms=500") == 0  # fmt: skip
     assert asked[0]["options"] == {"max_added_latency_ms": 20.0, "replay_input": False, "detection_ms": 500}
-    assert "Output waits about 44 ms" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Output waits about 44 ms" in said and "  No beacons come." in said
 
 
 @pytest.mark.parametrize(("text", "why"), [("replay_input", "has no ="), ("interval_ms=soon", "has no value that is a number")])

@@ -137,7 +137,7 @@ def test_promtool_accepts_the_rules(rules: Path) -> None:
     done = subprocess.run(["promtool", "check", "rules", str(rules)], capture_output=True, text=True,
                           check=False, timeout=60)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "SUCCESS: 12 rules found" in done.stdout
+    assert "SUCCESS: 13 rules found" in done.stdout
 
 
 def served_by_agents(folder: Path) -> set[str]:
@@ -273,6 +273,11 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, Any]]]] = {
          series(f"kvmft_vm_protected{{{B}}}", "0x40")],
         [alerts("KvmftCommitAge", "2m30s"),
          alerts("KvmftCommitAge", "4m", {**ON_A, "severity": "critical", "vm": "db1"})],
+    ),
+    "beacons": (
+        [series(f"kvmft_vm_beacons_missed{{{A}}}", "0x8 1x40"), series(f"kvmft_vm_beacons_missed{{{B}}}", "0x48")],
+        [alerts("KvmftBeaconsMissed", "4m"),
+         alerts("KvmftBeaconsMissed", "12m", {**ON_A, "severity": "warning", "vm": "db1"})],
     ),
     "certificates": (
         [series(f'kvmft_certificate_expiry_seconds{{{HOST},certificate="host"}}', "2160000x20"),

@@ -211,6 +211,7 @@ def test_an_offer_to_which_no_way_leads_is_told_and_no_loss() -> None:
     assert both.one.life.offer() is not None
     both.one.life.learn({"version": VERSION, "port": 7411, "key": "00" * KEY_BYTES})
     assert both.one.events == ["no_beacons"]
+    assert str(both.one.life.beacons_missed).startswith("Only the FT log shows life: There is no way to 255.255.255.255")
     both.run(0.4)
     assert both.one.losses == []
     both.close()
@@ -231,6 +232,10 @@ def test_missing_beacons_are_told_and_are_no_loss(
     both.other.life._close_socket()
     both.run(1.0)
     assert both.one.events == ["beacons_missed"] and both.one.losses == []
+    missed = both.one.life.beacons_missed
+    assert missed is not None and missed.startswith("No beacons come from ") and missed.endswith("there.")
+    both.one.life.begin()  # another connection
+    assert both.one.life.beacons_missed is None
 
 
 def test_after_its_end_nothing_is_sent_or_judged(both: Both) -> None:

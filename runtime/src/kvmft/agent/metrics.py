@@ -185,6 +185,8 @@ def _of_a_primary(out: Exposition, vm: ManagedVm) -> None:
     held, sync = figures.get("held_bytes"), figures.get("sync_percent")
     age, loss = figures.get("last_commit_age_ms"), figures.get("guest_clock_loss_ppm")
     out.gauge("kvmft_vm_held_bytes", "Output that waits for a commit.", held, vm=name)
+    out.gauge("kvmft_vm_beacons_missed", "Whether it is protected and the management network shows no life of its secondary.",
+              float(figures.get("beacons_missed") is not None), vm=name)  # fmt: skip
     out.gauge("kvmft_vm_sync_ratio", "Progress of the sync, 0 to 1.",
               None if sync is None else sync / 100, vm=name)  # fmt: skip
     if age is not None and vm.worker is not None:

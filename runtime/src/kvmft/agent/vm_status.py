@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 FIGURES = (
     "generation", "epoch", "epochs", "interval_ms", "last_commit_age_ms", "sync_percent",
     "pause_ms", "pages_per_epoch", "log_bandwidth_bytes_s", "held_bytes", "guest_clock_loss_ppm",
-    "sync", "commit_ms", "objective_missed",
+    "sync", "commit_ms", "objective_missed", "beacons_missed",
 )  # fmt: skip
 
 

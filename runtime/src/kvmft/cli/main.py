@@ -116,8 +116,7 @@ def render_status(status: dict[str, Any]) -> str:
         f"arbiter {_arbiter(arbiter)}   "
         f"accelerator {_figure(status.get('accelerator'))}",
     ]
-    if status.get("objective_missed"):
-        lines.append(f"  {status['objective_missed']}")
+    lines += [f"  {status[each]}" for each in ("objective_missed", "beacons_missed") if status.get(each)]
     return "\n".join(lines)
 
 

@@ -51,12 +51,15 @@ class Life:
         self._receiver: beacon.Receiver | None = None
         self._heartbeat_due = 0.0
         self._beacon_due = 0.0
+        self.beacons_missed: str | None = None
+        """Why the management network shows no life, in a sentence; None when it does, or when nobody may expect it to."""
 
     # -- the beginning and the end --------------------------------------------------------------------
 
     def begin(self) -> None:
         """The FT log is open: show life and judge from now on."""
         self.end()
+        self.beacons_missed = None
         # Until there is a pair, silence decides nothing and only costs the work that was done.
         patience = max(self._config.detection, FIRST_SYNC_PATIENCE)
         self._detector = SilenceDetector(patience, patience, self._reactor.now())
@@ -85,7 +88,7 @@ class Life:
         try:
             self._socket = BeaconSocket(self._reactor, paths.address, paths.ports, self._datagram)
         except KvmftError as error:
-            self._link.event("no_beacons", f"only the FT log shows life: {error}")
+            self._miss("no_beacons", f"only the FT log shows life: {error}")
             return None
         key = secrets.token_bytes(beacon.KEY_BYTES)
         self._receiver = beacon.Receiver(key, self._config.session, self._side.other)
@@ -104,7 +107,7 @@ class Life:
         try:
             self._socket.connect(paths.peer_address, port)
         except KvmftError as error:
-            self._link.event("no_beacons", f"only the FT log shows life: {error}")
+            self._miss("no_beacons", f"only the FT log shows life: {error}")
             return
         self._sender = beacon.Sender(key, self._config.session, self._side)
         self._detector.await_beacons(self._reactor.now())
@@ -161,10 +164,15 @@ class Life:
 
     def _tell(self, come: bool | None) -> None:
         if come is False:
-            self._link.event(
+            self._miss(
                 "beacons_missed",
                 f"no beacons come from {self._config.peer} on the management network: until they do, a "
                 "FT log that stalls counts as a loss sooner. Check that network, and that UDP passes there",
             )
         elif come:
+            self.beacons_missed = None
             self._link.event("beacons_back", f"beacons come from {self._config.peer} again")
+
+    def _miss(self, event: str, reason: str) -> None:
+        self.beacons_missed = f"{reason[0].upper()}{reason[1:].rstrip('.')}."
+        self._link.event(event, reason)

@@ -74,6 +74,7 @@ class PrimaryStatus:
             epochs=stats.epochs,
             interval_ms=quantiles(stats.gaps)["p50"],
             objective_missed=self._machine.pacer.shortfall() if self._machine.protected else None,
+            beacons_missed=self._peer.life.beacons_missed if self._machine.protected else None,
             last_commit_age_ms=since,
             sync_percent=self._sync.percent,
             pause_ms=quantiles(stats.pauses),
