@@ -26,7 +26,7 @@ def test_both_sides_are_told_where_their_beacons_go() -> None:
     made = lines("node-b")
     for line in (made.secondary(1, False), made.primary(found, [], 7420)):
         config = parse(line)
-        assert config.beacons == want and (config.detection, config.ft_silence) == (0.5, 1.0)
+        assert config.beacons == want and (config.detection, config.ft_silence) == (0.5, 0.8)
 
 
 @pytest.mark.parametrize("peer", ["node-z", ""])
