@@ -200,6 +200,15 @@ def test_only_what_is_new_is_sent() -> None:
     assert middle(little.commits) == pytest.approx(COMMIT + (20 * PAGE + STATE) / 500e6, rel=0.02)
 
 
+def test_the_pacer_is_told_of_all_pages_whatever_is_sent_of_them() -> None:
+    """What a checkpoint takes goes by its pages: one that sends little of them comes no later for that."""
+    pace = Pace(max_added_latency=0.005)
+    rows = [Interval(length, length, round(60_000 * length), SCAN, 0, 1000, 1000 * COPY, 1000 * PAGE // 50, 1000 * COPY)
+            for length, number in LENGTHS.items() for __ in range(number)]  # fmt: skip
+    found = forecast.predict(Measured(1024 * MIB, tuple(rows), (TRIP,) * 20, log_rate=500e6), pace)
+    assert middle(found.pauses) + middle(found.commits) < 1.2 * pace.max_added_latency and middle(found.ran) < 0.1
+
+
 def test_to_find_out_what_is_new_takes_its_time() -> None:
     found = forecast.predict(with_news({0.5: 0.02}, compare=2e-6), Pace())
     assert middle(found.commits) == pytest.approx(COMMIT + 1000 * 2e-6 + (20 * PAGE + STATE) / 500e6, rel=0.02)

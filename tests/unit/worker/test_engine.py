@@ -143,6 +143,7 @@ def test_what_a_device_writes_while_it_is_saved_belongs_to_the_checkpoint(bench:
     following = bench.take(2)
     assert following is not None and following.pages == 1
     assert (following.saved > 0) == (bench.engine.shadow is not None), "of a page that was sent before, only what is new"
+    assert following.size > PAGE, "its size counts the page as if it were sent whole"
     assert applied(following, moments[0]) == bytes(memory.data), "what came later is part of the next one"
 
 

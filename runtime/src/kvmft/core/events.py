@@ -74,8 +74,8 @@ class HoldInstalled:
 
 @dataclass(frozen=True)
 class Captured:
-    """Checkpoint `epoch` of `size` bytes was taken and handed to the FT log; the VM runs again since `resumed` (seconds, on
-    the machine's clock; None: just now)."""
+    """Checkpoint `epoch` was taken and handed to the FT log; with what the secondary knew already it has `size` bytes. The VM
+    runs again since `resumed` (seconds, on the machine's clock; None: just now)."""
 
     epoch: int
     pause: float

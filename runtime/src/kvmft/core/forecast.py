@@ -271,11 +271,12 @@ def _simulate(measured: Measured, pace: Pace, rate: float) -> Prediction:
             at = max(committed, sent, pacer.due(True))
         ran = at - resumed
         pages = curve.pages(ran, next(pages_luck))
-        size = pages * PAGE * news.share(ran) + STATE + measured.disk_rate * ran
+        others = STATE + measured.disk_rate * ran
+        size = pages * PAGE * news.share(ran) + others
         pause, ahead = cost.pause(pages, next(pause_luck)), resumed - ran_until
         resumed, ran_until = at + pause, ran_until + ran
         committed = resumed + cost.commit(size, pages)
-        pacer.captured(resumed, pause, int(size))
+        pacer.captured(resumed, pause, int(pages * PAGE + others))
         pacer.committed(committed)
         while output <= ran_until:
             if begun < math.inf:

@@ -44,6 +44,12 @@ class Checkpoint:
     saved: int
     audit: bytes | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes that this checkpoint would have if all its pages were sent whole: what pause and commit take goes by them, as
+        each page is copied and compared, whatever is sent of it."""
+        return sum(map(len, self.parts)) + self.saved
+
 
 @dataclass(frozen=True)
 class Copied:

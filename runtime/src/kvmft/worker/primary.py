@@ -341,8 +341,7 @@ class PrimaryWorker:
         if checkpoint.audit is not None:
             head = encode_header(FrameType.AUDIT, checkpoint.epoch, len(checkpoint.audit))
             self.peer.send(head, checkpoint.audit)
-        size = sum(map(len, checkpoint.parts))
-        self.post(ev.Captured(checkpoint.epoch, checkpoint.pause, size, checkpoint.until))
+        self.post(ev.Captured(checkpoint.epoch, checkpoint.pause, checkpoint.size, checkpoint.until))
 
     # -- planned switchover -------------------------------------------------------------------------
 
