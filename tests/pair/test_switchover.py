@@ -96,6 +96,19 @@ def test_a_standby_that_does_not_load_leaves_the_vm_where_it_is(pair: Pair) -> N
     assert pair.primary_vm.process.poll() is None and pair.primary_vm.process.pid == pid
 
 
+def test_a_device_that_is_slow_to_be_durable_is_no_silence(pair: Pair) -> None:
+    """Before the claim the standby's disks are made durable; meanwhile the primary hears that the secondary lives."""
+    slow = (
+        "import time, kvmft.worker.replica as r\n"
+        "real = r.ReplicaDisks._sync\n"
+        "r.ReplicaDisks._sync = lambda self: (time.sleep(2.0), real(self))"
+    )
+    primary, secondary = pair.protect(secondary_patch=slow)
+    time.sleep(0.5)  # from now on silence is judged by the VM's own detection time
+    switch(primary, secondary)
+    assert primary.find(msg="event", event="secondary_lost") is None
+
+
 def test_a_worker_killed_after_the_takeover_finds_the_vm_running(pair: Pair) -> None:
     """The agent was killed between `cont` and its own note of it: the VM must not be destroyed."""
     primary, secondary = pair.protect()

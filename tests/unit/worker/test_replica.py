@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_a_device_that_loses_what_it_took_is_known_and_stays_so(
     with pytest.raises(KvmftError, match="Input/output error"):
         disks.sync_end()
     assert disks.fault is not None
+
+
+def test_waiting_for_a_slow_device_leaves_time_for_other_things(
+    disks: ReplicaDisks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(disks, b"x" * 4096)
+    monkeypatch.setattr(os, "fdatasync", lambda _descriptor: time.sleep(0.3))
+    looks: list[bool] = []
+    disks.sync_later()
+    disks.sync_end(lambda: looks.append(True))
+    assert len(looks) >= 3
 
 
 def test_settling_makes_durable_and_then_leaves_the_cache(

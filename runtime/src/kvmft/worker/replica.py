@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kvmft.adapters.durable import write_durably
 from kvmft.adapters.sparse import data_extents, punch_hole
 from kvmft.core.wire import OP_FLUSH, OP_WRITE, OP_ZERO, WRITE_WORDS, WireError
 from kvmft.errors import KvmftError
+
+SYNC_LOOKS = 0.02
 
 
 class ReplicaDisks:
@@ -94,13 +96,15 @@ class ReplicaDisks:
             self._syncing = threading.Thread(target=self._sync, name="sync")
             self._syncing.start()
 
-    def sync_end(self) -> None:
-        """Wait until everything that was applied before the last `sync_later` is on the medium.
+    def sync_end(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait until everything that was applied before the last `sync_later` is on the medium, and call `meanwhile` every
+        SYNC_LOOKS seconds until it is: a busy device may take longer than the peer bears silence.
 
         KvmftError `replica_disk` when the device refused it.
         """
-        if self._syncing is not None:
-            self._syncing.join()
+        while self._syncing is not None and self._syncing.is_alive():
+            self._syncing.join(SYNC_LOOKS)
+            meanwhile()
         if (fault := self.fault) is not None:
             raise fault from self._sync_error
 

@@ -332,10 +332,10 @@ class SecondaryWorker:
         disks durable: once the claim is won they are the VM's only ones, also after a power cut."""
         begun = self.reactor.now()
         disks = self.commits.disks
-        disks.sync_end()
+        disks.sync_end(self.peer.show_life)
         disks.sync_later()
         self.qemu.load(self.commits.device_state())
-        disks.sync_end()
+        disks.sync_end(self.peer.show_life)
         self._loading = self.reactor.now() - begun
         self.link.event("loaded", f"the device state of commit {effect.epoch} is loaded",
                         epoch=effect.epoch, ms=round(self._loading * 1000, 1))  # fmt: skip
