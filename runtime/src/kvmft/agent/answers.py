@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 from kvmft.agent.workers import WorkerProcess
+from kvmft.core.events import Outcome
 from kvmft.errors import KvmftError
 
 LISTEN_TIMEOUT = 20.0
@@ -88,15 +89,22 @@ class Answers:
         if self._switch is not None and not self._switch.done():
             self._switch.set_result(None)
 
+    def _not_switched(self, outcome: tuple[str, str] | None) -> KvmftError:
+        ended, why = outcome if outcome is not None else ("failed", "the worker was killed")
+        if ended == Outcome.FENCED.value:
+            return KvmftError("switch_fenced", f"VM {self._vm} was taken over before it was handed over: {why}.",
+                              "It runs on the other host, as after a failure, and nothing that it showed is lost; see "
+                              "`kvmft explain`.")  # fmt: skip
+        return KvmftError("switch_failed", f"VM {self._vm} was not switched over: {why}.",
+                          "It goes on here; see `kvmft events`.")  # fmt: skip
+
     # -- the worker's end ---------------------------------------------------------------------------
 
-    def worker_ended(self, reason: str | None) -> None:
-        """There will be no answers any more; `reason` is the worker's last word, if it had one."""
+    def worker_ended(self, outcome: tuple[str, str] | None) -> None:
+        """There will be no answers any more; `outcome` is the worker's last word and its reason, if it had one."""
+        reason = outcome[1] if outcome is not None else None
         if self._switch is not None and not self._switch.done():
-            why = reason if reason is not None else "the worker was killed"
-            self._switch.set_exception(KvmftError(
-                "switch_failed", f"VM {self._vm} was not switched over: {why}.",
-                "It goes on here; see `kvmft events`."))  # fmt: skip
+            self._switch.set_exception(self._not_switched(outcome))
         for waiting in self._audits.values():
             if not waiting.done():
                 waiting.set_exception(KvmftError("audit_lost", "The worker ended.", "Try again."))

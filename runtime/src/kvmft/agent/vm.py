@@ -398,7 +398,7 @@ class ManagedVm:
             return
         self.worker = None
         self._settling = True
-        self.answers.worker_ended(self._outcome[1] if self._outcome else None)
+        self.answers.worker_ended(self._outcome)
         self.epochs.lost()
         asyncio.get_running_loop().create_task(self._settle())
 
