@@ -12,15 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmft.adapters.linux import PAGE
-from kvmft.core.wire import split_deltas
+from kvmft.core.wire import BITMAP_BYTES, PLACE_BITS, split_deltas
 from kvmft.errors import KvmftError
 
 WORDS = PAGE // 8
-BITMAP = WORDS // 64
+WORD_BITS = WORDS.bit_length() - 1
+BITMAP = BITMAP_BYTES // 8
 """Numbers of a page's bitmap."""
 _ONES = np.array([bin(number).count("1") for number in range(1 << 16)], dtype=np.uint8)
-_PLACE_BITS = np.uint64(32)
-_PAGE_MASK = np.uint64((1 << 32) - 1)
+_PLACE_BITS = np.uint64(PLACE_BITS)
+_PAGE_MASK = np.uint64((1 << PLACE_BITS) - 1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Deltas:
     def apply(self, areas: list[np.ndarray]) -> None:
         """Set the words in `areas`, the RAM blocks as uint64; `check` must have passed."""
         marked = positions(self.bitmaps)
-        row = marked >> 9
+        row = marked >> WORD_BITS
         target = self.pages[row] * WORDS + (marked & (WORDS - 1))
         which = self.blocks[row]
         for block in np.unique(self.blocks).tolist():

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmft.adapters.ftlog import TlsFiles
+from kvmft.core.detector import DETECTION, FT_SILENCE
 from kvmft.core.pacing import Pace
+from kvmft.core.saving import DELTA_MIB
 from kvmft.errors import KvmftError
 
 DEFAULT_PATH = "/etc/kvmft/kvmft.yml"
@@ -17,12 +19,12 @@ DEFAULTS: dict[str, float] = {
     "min_interval_ms": round(Pace.min_interval * 1000),
     "max_added_latency_ms": round(Pace.max_added_latency * 1000),
     "max_pause_share": Pace.max_pause_share,
-    "detection_ms": 300,
-    "ft_silence_ms": 800,
+    "detection_ms": round(DETECTION * 1000),
+    "ft_silence_ms": round(FT_SILENCE * 1000),
     "hold_bound_ms": 3000,
     "agent_grace_ms": 8000,
     "sync_mib_s": 0,
-    "delta_mib": 64,
+    "delta_mib": DELTA_MIB,
     "replay_input": True,
     "realtime": True,
     "true_time": True,

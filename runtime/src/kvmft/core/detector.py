@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DETECTION, FT_SILENCE = 0.3, 0.8
+"""Seconds; the defaults of `detection_ms` and `ft_silence_ms`."""
 BEACONS_MISSED = 5.0
 """Seconds without a beacon, on a FT log that lives, after which people are told."""
 EXCUSES = 3

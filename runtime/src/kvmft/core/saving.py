@@ -7,6 +7,8 @@ the first ones know no page yet.
 
 from __future__ import annotations
 
+DELTA_MIB = 64
+"""The default of `delta_mib`: memory for what was sent last."""
 TRIAL, REST = 8, 56
 """Epochs: how many are tried before it is judged, and for how many it is put off then."""
 WORTH = 0.2

@@ -27,6 +27,8 @@ CHECKPOINT_HEAD = struct.Struct("<6Q")
 DELTA_HEAD = struct.Struct("<2Q")
 BITMAP_BYTES = 64
 """A bit for each 8 bytes of a 4-KiB page."""
+PLACE_BITS = 32
+"""Of a page's place, for its number; the block's index is above."""
 RUN_WORDS = 3
 """A memory run is three u64: block index, offset in the block (bytes), length (bytes)."""
 WRITE_WORDS = 4

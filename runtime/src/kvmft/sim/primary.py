@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvmft.core import events as ev
+from kvmft.core.detector import DETECTION
 from kvmft.core.pacing import Pace
 from kvmft.core.primary import Phase, PrimaryMachine, Tuning
 from kvmft.sim.claims import SimClaims
 from kvmft.sim.history import Point
 from kvmft.sim.qemu import Qemu
-from kvmft.sim.watch import DETECTION, FIRST_SYNC_PATIENCE
+from kvmft.sim.watch import FIRST_SYNC_PATIENCE
 from kvmft.sim.worker import Worker
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from kvmft.core import events as ev
 from kvmft.core.arbitration import Holdings
+from kvmft.core.detector import DETECTION
 from kvmft.core.secondary import Patience, SecondaryMachine, StandbyPhase
 from kvmft.errors import KvmftError
 from kvmft.sim.claims import SimClaims
 from kvmft.sim.history import Point
 from kvmft.sim.qemu import Qemu
-from kvmft.sim.watch import DETECTION, FIRST_SYNC_PATIENCE
+from kvmft.sim.watch import FIRST_SYNC_PATIENCE
 from kvmft.sim.worker import Worker
 
 if TYPE_CHECKING:

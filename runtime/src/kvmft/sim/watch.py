@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvmft.core.detector import EXCUSES, SilenceDetector
+from kvmft.core.detector import DETECTION, EXCUSES, FT_SILENCE, SilenceDetector
 
 if TYPE_CHECKING:
     from kvmft.sim.world import Connection, World
 
 LATENCY = 0.002
-DETECTION = 0.3
-FT_SILENCE = 0.8
 FIRST_SYNC_PATIENCE = 1.5
 EVERY = DETECTION / 4
 
@@ -94,16 +92,15 @@ class Watch:
         self._check(suspects)
         if suspects:
             world.count(
-                "silence of both" if self._alone_for() > 0 else "silence of the FT log alone"
+                "silence of both" if self._no_beacons() else "silence of the FT log alone"
             )
             self.end.lost(False, "no sign of life")
             return
         self._later(EVERY)
 
-    def _alone_for(self) -> float:
-        """Seconds for which both networks are silent; 0 while beacons come."""
-        silence = self.world.now - max(self.begun, self._beacon_at)
-        return silence if self.world.now - self._beacon_at > self.detector.timeout else 0.0
+    def _no_beacons(self) -> bool:
+        """The other network is silent as well."""
+        return self.world.now - self._beacon_at > self.detector.timeout
 
     def _check(self, suspects: bool) -> None:
         """The detector's word against what went through. Looks, not seconds, are counted where it bears silence: a
@@ -111,7 +108,7 @@ class Watch:
         now, timeout = self.world.now, self.detector.timeout
         limit = max(timeout, FT_SILENCE)
         if suspects:
-            if now - self.begun <= (timeout if self._alone_for() else limit):
+            if now - self.begun <= (timeout if self._no_beacons() else limit):
                 self.world.forbid("detection", "a peer that shows life is suspected")
             return
         grace = self._excused + 2 * EVERY

@@ -7,7 +7,9 @@ from typing import Any
 
 from kvmft.adapters.arbiter_client import ArbiterIdentity, claims_path
 from kvmft.adapters.ftlog import TlsFiles
+from kvmft.core.detector import DETECTION, FT_SILENCE
 from kvmft.core.pacing import Pace
+from kvmft.core.saving import DELTA_MIB
 from kvmft.errors import KvmftError
 
 
@@ -116,7 +118,7 @@ def pace_of(options: dict[str, Any]) -> Pace:
 
 def delta_size_of(options: dict[str, Any]) -> int:
     """Bytes for the contents of pages as they were sent last; 0: none."""
-    return int(float(options.get("delta_mib", 64)) * (1 << 20))
+    return int(float(options.get("delta_mib", DELTA_MIB)) * (1 << 20))
 
 
 def _base(value: dict[str, Any] | None) -> Base | None:
@@ -136,7 +138,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
     """Read the start line; KvmftError names what is missing."""
     options = line.get("options", {})
     try:
-        detection = _seconds(options, "detection_ms", 300)
+        detection = _seconds(options, "detection_ms", DETECTION * 1000)
         first, last = line.get("port_range", (7411, 7499))
         return WorkerConfig(
             role=line["role"],
@@ -155,7 +157,7 @@ def parse(line: dict[str, Any]) -> WorkerConfig:
             realtime=bool(options.get("realtime", True)),
             true_time=bool(options.get("true_time", True)),
             detection=detection,
-            ft_silence=max(detection, _seconds(options, "ft_silence_ms", 800)),
+            ft_silence=max(detection, _seconds(options, "ft_silence_ms", FT_SILENCE * 1000)),
             beacons=_beacons(line.get("beacons")),
             hold_bound=_seconds(options, "hold_bound_ms", 3000),
             agent_grace=_seconds(options, "agent_grace_ms", 8000),

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from kvmft.adapters.linux import PAGE
 from kvmft.adapters.memory import GuestMemory
 from kvmft.adapters.qmp import Command, Monitor, MonitorError, Reply, command
 from kvmft.adapters.reactor import Reactor
 from kvmft.core.wire import (
+    WRITE_WORDS,
     FrameType,
     checkpoint_head,
     checkpoint_length,
@@ -25,7 +27,6 @@ from kvmft.worker.disklog import DiskLog
 from kvmft.worker.pagebuffer import PageBuffer
 from kvmft.worker.shadow import Encoded, Shadow
 
-PAGE = 4096
 JOINED = 256 << 10
 """Bytes: so many are copied in the time of a few system calls."""
 
@@ -151,9 +152,7 @@ class Engine:
 
     def _encode(self, copied: Copied, late: Copied) -> Encoded:
         parts = [(self._memory.to_table(each.ranges), each.data) for each in (copied, late)]
-        if self.shadow is not None:
-            return self.shadow.encode(*parts)
-        return Encoded(np.concatenate([table for table, __ in parts]), [data for __, data in parts], b"", 0)
+        return Encoded.whole(*parts) if self.shadow is None else self.shadow.encode(*parts)
 
     def _copy(self, buffer: PageBuffer) -> Copied:
         """Copy what was written since the last call; the VM must be stopped."""
@@ -222,7 +221,7 @@ def _frame(
     """The parts of a CHECKPOINT frame: `memory`, the disks' write `table` and `data`, and the devices' state."""
     runs = np.ascontiguousarray(memory.table, dtype="<u8")
     page_bytes = sum(map(len, memory.data))
-    counts = (len(runs), page_bytes, len(table) // 32, len(data), len(state), len(memory.deltas))
+    counts = (len(runs), page_bytes, len(table) // (8 * WRITE_WORDS), len(data), len(state), len(memory.deltas))
     front = encode_header(FrameType.CHECKPOINT, epoch, checkpoint_length(*counts)) + checkpoint_head(*counts) + runs.tobytes()
     # What is small is sent at once: each part is a system call and a TLS record here, and again there.
     back = (memory.deltas, table, data, state)

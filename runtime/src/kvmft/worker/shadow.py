@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kvmft.adapters.deltas import WORDS, bitmaps_of, ones, places_of
+from kvmft.adapters.deltas import WORD_BITS, WORDS, bitmaps_of, ones, places_of
 from kvmft.adapters.linux import PAGE
 from kvmft.core.saving import Saving
 from kvmft.core.wire import delta_head
@@ -42,8 +42,13 @@ class Encoded:
 
     table: np.ndarray
     data: list[memoryview]
-    deltas: bytes
-    saved: int
+    deltas: bytes = b""
+    saved: int = 0
+
+    @classmethod
+    def whole(cls, *parts: tuple[np.ndarray, memoryview]) -> Encoded:
+        """Every page as it is."""
+        return cls(np.concatenate([table for table, __ in parts]), [data for __, data in parts])
 
 
 @dataclass
@@ -80,14 +85,16 @@ class Shadow:
         self._differs = np.empty((CHUNK, WORDS), dtype=bool)
         self._whole = (PageBuffer(), PageBuffer(1 << 20))
 
-    def encode(self, copied: tuple[np.ndarray, memoryview], late: tuple[np.ndarray, memoryview]) -> Encoded:
+    def encode(
+        self, copied: tuple[np.ndarray, memoryview], late: tuple[np.ndarray, memoryview] = (NO_RUNS, memoryview(b""))
+    ) -> Encoded:
         """What to send for the pages of one checkpoint, each a table (n, 3) and the pages' bytes: those `copied` once the VM
         stood still, and then those of `late`, which count where a page is in both. From now on the shadow holds what
         the secondary will have once it applied the result."""
         if not self._saving.tries():
             for table, __ in (copied, late):
                 self._forget(self._pages(table))
-            return Encoded(np.concatenate([copied[0], late[0]]), [copied[1], late[1]], b"", 0)
+            return Encoded.whole(copied, late)
         self._epoch += 1
         found = _Found()
         first, then = self._pages(copied[0]), self._pages(late[0])
@@ -155,7 +162,7 @@ class Shadow:
             marked = np.flatnonzero(differs)
             if len(marked):
                 words = new.reshape(-1).take(marked)
-                content[(where.take(marked >> 9).astype(np.int64) << 9) | (marked & (WORDS - 1))] = words
+                content[(where.take(marked >> WORD_BITS).astype(np.int64) << WORD_BITS) | (marked & (WORDS - 1))] = words
                 some = (changed > 0) & ~much
                 found.pages.append(pages[at[some]])
                 found.bitmaps.append(bitmaps[some])

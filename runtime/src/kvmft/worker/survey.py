@@ -165,8 +165,7 @@ class Survey:
         self._memory.read(part, memoryview(self._buffer))
         copied, sent = Reactor.now(), size
         if self._shadow is not None:
-            nothing = (np.zeros((0, 3), dtype=np.uint64), memoryview(b""))
-            sent -= self._shadow.encode((self._memory.to_table(part), memoryview(self._buffer)[:size]), nothing).saved
+            sent -= self._shadow.encode((self._memory.to_table(part), memoryview(self._buffer)[:size])).saved
         return size // linux.PAGE, copied - begun, sent, Reactor.now() - copied
 
     def _packets(self) -> int:
