@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
 from kvmft.adapters.reactor import Reactor
+from kvmft.core.events import TakeCheckpoint
 from kvmft.core.wire import HEADER, FrameType, WireError, decode_header
 from kvmft.worker import guest_input
 from kvmft.worker.guest_input import EPOCH_PACKETS, KEPT_BYTES, InputWatch, Replay
+from kvmft.worker.primary import PrimaryWorker
 
 
 class Tap:
@@ -23,7 +28,7 @@ class Tap:
             raise OSError("no such device")
         self.on_packet = on_packet
 
-    def drain(self) -> None:
+    def read(self) -> None:
         while self.waiting and not self.resting:
             self.on_packet(self.waiting.pop(0))
 
@@ -62,19 +67,34 @@ class Log:
         self.frames.append((header.type, header.epoch, data[HEADER.size :]))
 
 
-def test_each_packet_is_told_with_the_epoch_in_which_it_came(taps: list[Tap]) -> None:
+def test_a_packet_that_may_come_too_late_for_a_checkpoint_is_not_covered_by_it(taps: list[Tap]) -> None:
+    """The VM may not read any more what comes just before it stands still, nor what nobody read here yet."""
     log = Log()
     watch = InputWatch(Reactor(), log)
     watch.add(0, "vnet0")
     watch.add(1, "vnet1")
     taps[1].on_packet(b"first")
-    taps[0].waiting.append(b"waits in the socket at the stop")
-    watch.stopped(1)
+    taps[0].waiting.append(b"waits in the socket")
+    watch.cut(1)
+    taps[0].read()
     taps[0].on_packet(b"second")
     assert log.frames == [
-        (FrameType.REPLAY, 1, b"\x01first"), (FrameType.REPLAY, 1, b"\x00waits in the socket at the stop"),
+        (FrameType.REPLAY, 1, b"\x01first"), (FrameType.REPLAY, 2, b"\x00waits in the socket"),
         (FrameType.REPLAY, 2, b"\x00second"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_cut_comes_before_the_stop(last: bool) -> None:
+    """After it the VM reads nothing more, so that what comes between the two would be lost with the primary."""
+    calls = Mock()
+    worker: Any = SimpleNamespace(engine=calls.engine, input=calls.input, clock=calls.clock, audits=calls.audits, output=calls.output,
+                                  _captured=None)  # fmt: skip
+    PrimaryWorker._take_checkpoint(worker, TakeCheckpoint(5, last=last))
+    done = [name for name, *__ in calls.mock_calls]
+    assert done.index("input.cut") < done.index("engine.take")
+    assert ("input.begin" in done) == last
+    assert call.input.cut(5) in calls.mock_calls
 
 
 def test_a_flood_is_not_told_and_the_next_epoch_begins_anew(taps: list[Tap]) -> None:
@@ -82,9 +102,9 @@ def test_a_flood_is_not_told_and_the_next_epoch_begins_anew(taps: list[Tap]) -> 
     watch = InputWatch(Reactor(), log)
     watch.add(0, "vnet0")
     taps[0].waiting = [b"x"] * (EPOCH_PACKETS + 50)
-    taps[0].drain()
+    taps[0].read()
     assert len(log.frames) == EPOCH_PACKETS and taps[0].resting
-    watch.stopped(1)
+    watch.cut(1)
     assert not taps[0].resting
     taps[0].on_packet(b"y")
     assert log.frames[-1] == (FrameType.REPLAY, 2, b"\0y")
@@ -95,7 +115,7 @@ def test_after_the_last_stop_every_packet_is_carried_over(taps: list[Tap]) -> No
     watch = InputWatch(Reactor(), log)
     watch.add(3, "vnet0")
     taps[0].waiting = [b"x"] * (EPOCH_PACKETS + 50)
-    watch.stopped(8)
+    watch.cut(8)
     watch.hand_over()
     log.frames.clear()
     for __ in range(EPOCH_PACKETS + 50):
@@ -107,7 +127,7 @@ def test_an_interface_that_is_gone_is_the_callers_to_tell(taps: list[Tap]) -> No
     watch = InputWatch(Reactor(), Log())
     with pytest.raises(OSError, match="no such device"):
         watch.add(0, "gone")
-    watch.stopped(1)
+    watch.cut(1)
     watch.close()
 
 

@@ -11,6 +11,9 @@ SYS_IOCTL = 16
 SYS_USERFAULTFD = 323
 SYS_PIDFD_GETFD = 438
 
+# linux/pidfd.h (since Linux 6.9)
+PIDFD_THREAD = 0o200
+
 # linux/ptrace.h
 PTRACE_CONT = 7
 PTRACE_SINGLESTEP = 9

@@ -63,11 +63,6 @@ class GuestInput:
         self._sock.bind((self._interface, ETH_P_ALL))
         self._reactor.add(self._sock.fileno(), READ, self._readable)
 
-    def drain(self) -> None:
-        """Hand on what has come already."""
-        if not self._resting:
-            self._readable(0)
-
     def rest(self) -> None:
         """Look at no packet until `go_on`; those that come meanwhile are dropped."""
         if not self._resting:

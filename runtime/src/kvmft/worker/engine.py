@@ -86,8 +86,8 @@ class Engine:
         """True while a checkpoint or a round is under way."""
         self.holds_vm = False
         """True from a stop of ours until the VM is known to run again; also after a failure."""
-        self.on_stopped: Callable[[], None] = lambda: None
-        """Called as soon as the VM stands still for a checkpoint."""
+        self.on_last_stop: Callable[[], None] = lambda: None
+        """Called as soon as the VM stands still for its last checkpoint here."""
         self.on_progress: Callable[[], None] = lambda: None
         """Called again and again while an audit hashes memory."""
 
@@ -116,7 +116,8 @@ class Engine:
             # The VM stands still and its I/O is drained: memory is copied while QEMU saves the devices.
             nonlocal copied
             if "error" not in reply:
-                self.on_stopped()
+                if last:
+                    self.on_last_stop()
                 copied = self._copy(self._buffer)
 
         def saved(replies: list[Reply]) -> None:

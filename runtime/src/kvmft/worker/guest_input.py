@@ -43,10 +43,9 @@ class InputWatch:
             raise
         self._sources.append(source)
 
-    def stopped(self, epoch: int) -> None:
-        """The VM stands still for checkpoint `epoch`: what comes from now on belongs to the next one."""
-        for source in self._sources:
-            source.drain()
+    def cut(self, epoch: int) -> None:
+        """The VM is about to be stopped for checkpoint `epoch`: whether it read what nobody read here yet, and will read what
+        comes until it stands still, is not known. So that belongs to the next epoch, and the VM may get it twice."""
         self._epoch = epoch + 1
         self._packets, self._bytes = EPOCH_PACKETS, EPOCH_BYTES
         for source in self._sources:

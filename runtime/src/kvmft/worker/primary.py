@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -209,6 +208,7 @@ class PrimaryWorker:
             self._failed,
         )
         self.engine.on_progress = self.peer.show_life
+        self.engine.on_last_stop = self.input.hand_over
         return memory
 
     @property
@@ -324,8 +324,8 @@ class PrimaryWorker:
         audit = self.audits.begin()
         if effect.last:
             self.input.begin()
+        self.input.cut(effect.epoch)
         self.clock.pausing()
-        self.engine.on_stopped = partial(self.input.stopped, effect.epoch, effect.last)
         self.engine.take(
             effect.epoch, audit, lambda: self.output.cut(effect.epoch), self._captured, effect.last
         )
@@ -407,6 +407,8 @@ class PrimaryWorker:
         if effect.outcome is ev.Outcome.DETACHED and not self._suspending:
             self.claims.remove(3.0)
         self.status.send()
+        if effect.outcome is not ev.Outcome.FENCED:  # which the agent must write down at once
+            self.qemu.wait_gone()
         self.link.send(msg="done", outcome=effect.outcome.value, reason=effect.reason)
         self.reactor.stop()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import select
-import signal
 import subprocess
 import threading
 import time
@@ -13,13 +11,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from kvmft.adapters.process import Process
 from kvmft.adapters.qmp import LibvirtMonitor, Monitor, SocketMonitor
-from kvmft.adapters.reactor import READ, Reactor
+from kvmft.adapters.reactor import Reactor
 from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
 
-QEMU_DEATH_MS = 300
-"""How long QEMU's descriptors may be closed before its process counts as ended."""
+DEATH = 0.3
+"""Seconds within which a QEMU that is dying is seen to die once something failed."""
+MEMORY_FREED = 60.0
+"""Seconds in which the kernel has freed the memory of a QEMU that ended; libvirt learns of its end only then."""
+LIBVIRT_SAYS = 0.3
+"""Seconds within which libvirt then says why it ended."""
 
 
 class Qemu:
@@ -57,41 +60,41 @@ class Qemu:
         return str(self.monitor.execute("human-monitor-command", command_line=line))
 
     def ends(self) -> bool:
-        """True when the process ends just now, within QEMU_DEATH_MS; its death is told then."""
-        dying = select.poll()
-        dying.register(self._pidfd, select.POLLIN)
-        if dying.poll(QEMU_DEATH_MS):
-            self._qemu_died(0)
+        """True when the process ends just now, within DEATH; its death is told then."""
+        if self._process.ends_within(DEATH):
+            self._qemu_died()
             return True
         return False
 
     def kill(self) -> None:
         """Fence through a descriptor of the very process, so that no recycled pid is hit."""
         self._vm_died = True  # by our hand: its end is nobody's loss, and is not told as one
-        self._unwatch_qemu()
-        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._process.unwatch()
+        self._process.kill()
+
+    def wait_gone(self) -> None:
+        """Return when a QEMU that ends has ended, with its sockets and locks; until then libvirt believes in the VM."""
+        if self._vm_died:
+            self._process.ended(MEMORY_FREED)
 
     def _watch_qemu(self) -> None:
-        self._pidfd = os.pidfd_open(self._config.qemu_pid)
-        self._reactor.add(self._pidfd, READ, self._qemu_died)
-
-    def _unwatch_qemu(self) -> None:
-        self._reactor.remove(self._pidfd)
+        self._process = Process(self._config.qemu_pid)
+        self._process.watch(self._reactor, self._qemu_died)
 
     def _qemu_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "SHUTDOWN":
             self._shutdown = "guest" if data.get("guest") else "host"
 
-    def _qemu_died(self, _mask: int) -> None:
+    def _qemu_died(self) -> None:
         if self._vm_died:
             return
         self._vm_died = True
-        self._unwatch_qemu()
+        self._process.unwatch()
         with suppress(KvmftError, OSError):  # what breaks now broke with QEMU: its death has to be told all the same
             self._reactor.step(0)  # QEMU's last event may still wait in the monitor's socket
         if self._shutdown == "guest":
             self._on_death(True)
-        elif self._config.own_monitor and self._shutdown is None:
+        elif self._shutdown is None and (self._config.own_monitor or self._process.killed()):
             self._on_death(False)
         else:
             # libvirt may take its time, and heartbeats must go on: silence would be a takeover.
@@ -105,14 +108,16 @@ class Qemu:
         """True when libvirt ended the VM because somebody asked it to; a host that goes down ends
         its VMs as well, and that is what the secondary is for.
 
-        Without a monitor of ours QEMU's events do not reach us, so libvirt is asked in any case.
+        Without a monitor of ours QEMU's events do not reach us, so libvirt is asked unless a signal ended QEMU.
         """
         import libvirt
 
         wanted = {libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED}
         if not self._config.own_monitor:
             wanted.add(libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN)
-        until = time.monotonic() + 0.3
+        if not self._process.ended(MEMORY_FREED):
+            return False
+        until = time.monotonic() + LIBVIRT_SAYS
         while time.monotonic() < until:
             try:
                 state, reason = self._domain().state()

@@ -7,9 +7,10 @@ import socket
 from collections.abc import Callable
 
 from kvmft.adapters.memory import RamBlock, StandbyMemory
+from kvmft.adapters.process import Process
 from kvmft.adapters.qmp import SocketMonitor
 from kvmft.adapters.ramblocks import discover
-from kvmft.adapters.reactor import READ, Reactor
+from kvmft.adapters.reactor import Reactor
 from kvmft.core.vmstream import activation_stream, ram_section
 from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
@@ -45,8 +46,7 @@ class StandbyQemu:
                 "Let the agent start it: `kvmft enable` on the primary.",
             )
         self._directory = qemu_directory(config.run_dir, config.qemu_pid)
-        self._pidfd = os.pidfd_open(config.qemu_pid)
-        self._reactor.add(self._pidfd, READ, self._qemu_died)
+        Process(config.qemu_pid).watch(self._reactor, self._on_death)
         self._monitor = SocketMonitor(self._reactor, config.own_monitor)
         status = self._status()
         if status != "inmigrate" and not config.resume:
@@ -63,10 +63,6 @@ class StandbyQemu:
     def hmp(self, line: str) -> str:
         """The answer of the human monitor to `line`."""
         return str(self._monitor.execute("human-monitor-command", command_line=line))
-
-    def _qemu_died(self, _mask: int) -> None:
-        self._reactor.remove(self._pidfd)
-        self._on_death()
 
     # -- the standby's memory -----------------------------------------------------------------------
 

@@ -45,12 +45,15 @@ class WatchedInput:
                 reason = f"input of {interface} is not carried over; clients send again: {error}"
                 self._link.event("input_not_carried", reason)
 
-    def stopped(self, epoch: int, last: bool) -> None:
-        """The VM stands still for checkpoint `epoch`; after the `last` one it does not run here."""
+    def cut(self, epoch: int) -> None:
+        """The VM is about to be stopped for checkpoint `epoch`."""
         if self._watch is not None:
-            self._watch.stopped(epoch)
-            if last:
-                self._watch.hand_over()
+            self._watch.cut(epoch)
+
+    def hand_over(self) -> None:
+        """The VM stands still and does not run here any more."""
+        if self._watch is not None:
+            self._watch.hand_over()
 
     def forget(self) -> None:
         """Watch no more."""

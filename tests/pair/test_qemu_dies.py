@@ -1,0 +1,44 @@
+"""QEMU is killed under a VM whose memory takes the kernel long to free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from kvmft.adapters.process import Process
+from tests.bench import dirtyguest
+from tests.pair.harness import Machine, Pair, wait_for
+
+MEMORY_MIB = 2048
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[Pair]:
+    """A guest of MEMORY_MIB that dirties some of it all the time. Its memory is its own alone and goes first, sockets after it."""
+    made = Pair(tmp_path, "tcg", private=True, machine=Machine(MEMORY_MIB, "on", partial(dirtyguest.write_disk, pages=100)))
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("interval", [8, 10_000], ids=["checkpoint after checkpoint", "none under way"])
+def test_the_secondary_runs_the_vm_before_the_old_ones_memory_is_free(large: Pair, interval: int) -> None:
+    """Half a second for these, a minute for the largest VMs: nobody would call that at once. And until then a step that
+    failed must not be taken for anything but the death."""
+    wait_for("the guest counting", lambda: len(large.primary_vm.counts) > 1, 60)
+    __, port = large.start_secondary()
+    primary = large.start_primary(port, options={"interval_ms": interval, "min_interval_ms": 4})
+    secondary = large.workers[0]
+    primary.wait(120, msg="state", state="protected")
+    qemu = Process(large.primary_vm.process.pid)
+    large.primary_vm.process.kill()
+    activated = secondary.wait(msg="event", event="activated")
+    assert not qemu.ended(), "the death was told only when the process was gone"
+    assert activated["data"]["kind"] == "unplanned"
+    primary.wait(60, msg="done", outcome="failed")
+    assert qemu.ended(), "libvirt still believed in the VM when the worker ended"
+    told = [each for each in primary.poll() if each["msg"] == "event"]
+    assert "vm_died" in [each["event"] for each in told]
+    assert "solo" not in [each["data"].get("purpose") for each in told], "it claimed to run a VM that was gone"
