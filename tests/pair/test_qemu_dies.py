@@ -23,11 +23,17 @@ def large(tmp_path: Path) -> Iterator[Pair]:
     made.stop()
 
 
+def resident_mib(pid: int) -> int:
+    """Memory that a process has in RAM (proc(5): statm)."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) >> 8
+
+
 @pytest.mark.parametrize("interval", [8, 10_000], ids=["checkpoint after checkpoint", "none under way"])
 def test_the_secondary_runs_the_vm_before_the_old_ones_memory_is_free(large: Pair, interval: int) -> None:
     """Half a second for these, a minute for the largest VMs: nobody would call that at once. And until then a step that
     failed must not be taken for anything but the death."""
     wait_for("the guest counting", lambda: len(large.primary_vm.counts) > 1, 60)
+    wait_for("the standby's memory", lambda: resident_mib(large.standby_vm.process.pid) >= MEMORY_MIB, 60)
     __, port = large.start_secondary()
     primary = large.start_primary(port, options={"interval_ms": interval, "min_interval_ms": 4})
     secondary = large.workers[0]
