@@ -80,7 +80,7 @@ def lint() -> int:
 
 def pytest(*arguments: str) -> int:
     """Run pytest in the project's root; its exit code."""
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT,
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "--durations=10", *arguments], cwd=ROOT,
                           check=False).returncode  # fmt: skip
 
 
