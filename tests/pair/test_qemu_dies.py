@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from kvmft.adapters.process import Process
 from tests.bench import dirtyguest
 from tests.pair.harness import Machine, Pair, wait_for
 
@@ -38,13 +37,13 @@ def test_the_secondary_runs_the_vm_before_the_old_ones_memory_is_free(large: Pai
     primary = large.start_primary(port, options={"interval_ms": interval, "min_interval_ms": 4})
     secondary = large.workers[0]
     primary.wait(120, msg="state", state="protected")
-    qemu = Process(large.primary_vm.process.pid)
-    large.primary_vm.process.kill()
+    qemu = large.primary_vm.process
+    qemu.kill()
     activated = secondary.wait(msg="event", event="activated")
-    assert not qemu.ended(), "the death was told only when the process was gone"
+    assert qemu.poll() is None, "the death was told only when the process was gone"
     assert activated["data"]["kind"] == "unplanned"
     primary.wait(60, msg="done", outcome="failed")
-    assert qemu.ended(), "libvirt still believed in the VM when the worker ended"
+    assert qemu.poll() is not None, "libvirt still believed in the VM when the worker ended"
     told = [each for each in primary.poll() if each["msg"] == "event"]
     assert "vm_died" in [each["event"] for each in told]
     assert "solo" not in [each["data"].get("purpose") for each in told], "it claimed to run a VM that was gone"

@@ -53,9 +53,8 @@ def running(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
 
 def watch(process: subprocess.Popen[str]) -> tuple[Reactor, Process, list[bool]]:
     """The process under watch; the list gets, when its end is told, whether it had ended by then."""
-    reactor, watched = Reactor(), Process(process.pid)
-    told: list[bool] = []
-    watched.watch(reactor, lambda: told.append(watched.ended()))
+    reactor, told = Reactor(), list[bool]()
+    watched = Process(process.pid, reactor, lambda: told.append(watched.ended()))
     return reactor, watched, told
 
 

@@ -26,24 +26,21 @@ DOUBT, DOUBT_EVERY = 0.05, 0.001
 
 
 class Process:
-    """Process `pid`, held by a descriptor, so that no other one with its number is ever meant.
+    """Process `pid` under watch, held by a descriptor, so that no other one with its number is ever meant.
 
-    Raises ProcessLookupError when there is none.
+    `on_end` is called once, as soon as it ends or is about to and cannot come back. Raises ProcessLookupError when there is none.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, reactor: Reactor, on_end: Callable[[], None]) -> None:
         self.pid = pid
+        self._reactor = reactor
+        self._on_end: Callable[[], None] | None = on_end
+        """None once it was told, or shall not be."""
         self._pidfd = os.pidfd_open(pid)
-        self._reactor: Reactor | None = None
         self._threads: list[int] = []
         """Their descriptors, which stay open: a number that is given anew might be in the reactor's hands still."""
-        self._on_end: Callable[[], None] | None = None
-
-    def watch(self, reactor: Reactor, on_end: Callable[[], None]) -> None:
-        """Have `on_end` called once, as soon as the process ends or is about to and cannot come back."""
-        self._reactor, self._on_end = reactor, on_end
         reactor.add(self._pidfd, READ, lambda _mask: self._tell())
-        for thread in oldest_threads(self.pid):
+        for thread in oldest_threads(pid):
             try:
                 descriptor = os.pidfd_open(thread, PIDFD_THREAD)
             except OSError:  # that thread has ended, or Linux is older than 6.9: the process alone is watched
@@ -54,9 +51,8 @@ class Process:
     def unwatch(self) -> None:
         """Its end is told no more."""
         self._on_end = None
-        if self._reactor is not None:
-            for descriptor in (self._pidfd, *self._threads):
-                self._reactor.remove(descriptor)
+        for descriptor in (self._pidfd, *self._threads):
+            self._reactor.remove(descriptor)
 
     @property
     def ends(self) -> bool:
@@ -92,13 +88,12 @@ class Process:
         signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _thread_ended(self, descriptor: int, _mask: int) -> None:
-        assert self._reactor is not None
         self._reactor.remove(descriptor)
         self._look(time.monotonic() + DOUBT)
 
     def _look(self, until: float) -> None:
         """Helpers of QEMU end all the time. When a process is killed, a thread may end before the first one has."""
-        if self._on_end is None or self._reactor is None:
+        if self._on_end is None:
             return
         if self.ends:
             self._tell()

@@ -78,8 +78,7 @@ class Qemu:
             self._process.ended(MEMORY_FREED)
 
     def _watch_qemu(self) -> None:
-        self._process = Process(self._config.qemu_pid)
-        self._process.watch(self._reactor, self._qemu_died)
+        self._process = Process(self._config.qemu_pid, self._reactor, self._qemu_died)
 
     def _qemu_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "SHUTDOWN":

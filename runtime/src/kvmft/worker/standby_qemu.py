@@ -46,7 +46,7 @@ class StandbyQemu:
                 "Let the agent start it: `kvmft enable` on the primary.",
             )
         self._directory = qemu_directory(config.run_dir, config.qemu_pid)
-        Process(config.qemu_pid).watch(self._reactor, self._on_death)
+        Process(config.qemu_pid, self._reactor, self._on_death)
         self._monitor = SocketMonitor(self._reactor, config.own_monitor)
         status = self._status()
         if status != "inmigrate" and not config.resume:
