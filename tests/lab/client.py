@@ -1,9 +1,10 @@
 """The client outside both servers: commits rows one by one and keeps one TCP connection open.
 
-`python -m tests.lab.client ADDRESS LOG` runs until its standard input closes. It writes one JSON
-object per line to LOG: `{"kind": "commit"|"echo", "seq": n, "sent": t, "answered": t}` for every
-answer and `{"kind": "reset", "of": "commit"|"echo", "at": t, "reason": text}` for every connection
-that broke. Times are CLOCK_MONOTONIC in seconds, so that they compare with those of the demo.
+`python -m tests.lab.client ADDRESS LOG [EVERY]` runs until its standard input closes. On the open connection it begins a
+request EVERY seconds after the one before, or at once when that was answered later. It writes one JSON object per line to
+LOG: `{"kind": "commit"|"echo", "seq": n, "sent": t, "answered": t}` for every answer and
+`{"kind": "reset", "of": "commit"|"echo", "at": t, "reason": text}` for every connection that broke. Times are
+CLOCK_MONOTONIC in seconds, so that they compare with those of the demo.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import IO, Any
 import psycopg
 
 ECHO_PORT = 7
-ECHO_PAUSE = 0.02
+ECHO_EVERY = 0.03
 COMMIT_PAUSE = 0.002
 STARTING_PAUSE = 0.2
 PATIENCE = 60.0
@@ -79,8 +80,8 @@ def commits(address: str, log: Log, stop: threading.Event) -> None:
     connection.close()
 
 
-def echoes(address: str, log: Log, stop: threading.Event) -> None:
-    """Send numbered lines over one connection and expect each of them back, in order."""
+def echoes(address: str, log: Log, stop: threading.Event, every: float) -> None:
+    """Send numbered lines over one connection and expect each of them back, in order; at most one in `every` seconds."""
     connection, seq = None, 0
     while not stop.is_set():
         seq += 1
@@ -103,17 +104,18 @@ def echoes(address: str, log: Log, stop: threading.Event) -> None:
             time.sleep(0.5)
             continue
         log.write(kind="echo", seq=seq, sent=sent, answered=time.monotonic())
-        time.sleep(ECHO_PAUSE)
+        time.sleep(max(0.0, sent + every - time.monotonic()))
 
 
 def main() -> int:
     """Run both until standard input closes."""
     address, path = sys.argv[1:3]
+    every = float(sys.argv[3]) if len(sys.argv) > 3 else ECHO_EVERY
     stop = threading.Event()
     with open(path, "w", encoding="utf-8") as file:
         log = Log(file)
-        threads = [threading.Thread(target=target, args=(address, log, stop), daemon=True)
-                   for target in (commits, echoes)]  # fmt: skip
+        threads = [threading.Thread(target=target, args=(address, log, stop, *more), daemon=True)
+                   for target, more in ((commits, ()), (echoes, (every,)))]  # fmt: skip
         for thread in threads:
             thread.start()
         sys.stdin.read()

@@ -48,13 +48,13 @@ class Round:
 class Client:
     """tests/lab/client.py, running in the lab's network."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, every: float | None = None) -> None:
         self._path = ROOT / "build" / f"demo-client-{lab.name}.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text("")
         self._process = subprocess.Popen(
             lab.inside(sys.executable, "-m", "tests.lab.client", guests.POSTGRES.address,
-                       str(self._path)),
+                       str(self._path), *([str(every)] if every else [])),
             stdin=subprocess.PIPE, cwd=ROOT,
         )  # fmt: skip
 

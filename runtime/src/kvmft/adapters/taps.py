@@ -26,9 +26,10 @@ BACKLOG = 4096
 """Packets that wait in a socket at most: its buffer is counted in whole pages."""
 
 
-def tap_of(hmp: Callable[[str], str], pid: int, nic: str) -> str | None:
-    """The host's interface behind QEMU's NIC with libvirt alias `nic`; None when it is no tap."""
-    found = re.search(rf"\bhost{re.escape(nic)}: index=\d+,type=tap,(.*)", hmp("info network"))
+def tap_of(info: str, pid: int, nic: str) -> str | None:
+    """The host's interface behind the NIC with libvirt alias `nic` of QEMU's process `pid`, whose monitor answers `info`
+    to `info network`; None when it is no tap."""
+    found = re.search(rf"\bhost{re.escape(nic)}: index=\d+,type=tap,(.*)", info)
     if found is None:
         return None
     name = re.search(r"ifname=([^,\s]+)", found[1])
@@ -43,6 +44,13 @@ def tap_of(hmp: Callable[[str], str], pid: int, nic: str) -> str | None:
     except OSError:
         return None
     return line[1] if line else None
+
+
+def address_of(info: str, nic: str) -> bytes | None:
+    """The six bytes of the Ethernet address of the NIC with libvirt alias `nic`, in QEMU's answer to `info network`; None
+    when it is not there."""
+    found = re.search(rf"^\W*{re.escape(nic)}: .*\bmacaddr=([0-9a-f:]{{17}})", info, re.MULTILINE)
+    return bytes.fromhex(found[1].replace(":", "")) if found else None
 
 
 class GuestInput:

@@ -371,6 +371,11 @@ class SendOfferAck:
 
 
 @dataclass(frozen=True)
+class DrawInput:
+    """Secondary: have the network bring the VM's packets here, where they wait for it: it is dead elsewhere."""
+
+
+@dataclass(frozen=True)
 class Load:
     """Secondary: load the device state of commit `epoch` into QEMU, without letting it run."""
 
@@ -409,8 +414,8 @@ Event = (
 Effect = (
     StartClaim | Connect | StartBulk | TakeRound | InstallHold | TakeCheckpoint | ReleaseOutput
     | NameOffer | ReleaseAll | PauseVm | ResumeVm | KillVm | Farewell | HandOver | KeepMemory
-    | DropPeer | WakeAt | Report | Commit | SendAck | Apply | PersistOffer | SendOfferAck | Load
-    | Run | SendRelief | Discard | Finish
+    | DropPeer | WakeAt | Report | Commit | SendAck | Apply | PersistOffer | SendOfferAck
+    | DrawInput | Load | Run | SendRelief | Discard | Finish
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from kvmft.core.events import (
     Commit,
     Committed,
     Discard,
+    DrawInput,
     DropPeer,
     Effect,
     Event,
@@ -174,7 +175,9 @@ class SecondaryMachine:
                 Report("protected", f"waits for the primary's agent: {event.reason}"),
                 WakeAt(self._wait_until),
             ]
-        return [DropPeer(), *self._claim(event.reason)]
+        # The network is told before the claim only if nobody can answer it elsewhere: the primary itself says so.
+        draw: list[Effect] = [DrawInput()] if event.how is Loss.FAREWELL else []
+        return [DropPeer(), *draw, *self._claim(event.reason)]
 
     def _claim_asked(self, event: ClaimAsked) -> list[Effect]:
         if self.phase in (StandbyPhase.READY, StandbyPhase.WAITING):

@@ -40,6 +40,7 @@ class SecondaryWorker(Worker):
             ev.PersistOffer: self._persist_offer,
             ev.SendOfferAck: self._send_offer_ack,
             ev.StartClaim: self._start_claim,
+            ev.DrawInput: self._draw_input,
             ev.Load: self._begin_load,
             ev.Run: self._run,
             ev.SendRelief: lambda effect: self.send("RELIEVED"),
@@ -169,6 +170,13 @@ class SecondaryWorker(Worker):
             return
         host.disk = self.qemu.memory = host.journal[1]
         self.post(ev.Applied(epoch))
+
+    def _draw_input(self, _effect: ev.DrawInput) -> None:
+        """From now on nobody hears a VM that runs elsewhere."""
+        self.world.count("input drawn")
+        for host in self.host.cluster.hosts:
+            if host.vm_runs:
+                self.world.forbid("input", f"packets are drawn away from the VM that runs on {host.name}")
 
     def _begin_load(self, effect: ev.Load) -> None:
         self._check_whole(effect.epoch)

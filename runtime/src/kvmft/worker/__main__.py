@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import socket
 import sys
 import traceback
@@ -18,6 +19,8 @@ from kvmft.worker.primary import PrimaryWorker
 from kvmft.worker.secondary import SecondaryWorker
 
 DEFAULT_AGENT_FD = 3
+LAST = 10
+"""Niceness of a worker that has done its work."""
 WORKERS: dict[str, type[PrimaryWorker | SecondaryWorker | ClaimWorker]] = {
     "primary": PrimaryWorker,
     "secondary": SecondaryWorker,
@@ -84,6 +87,8 @@ def main() -> int:
         gc.freeze()
         gc.disable()
         _run(reactor, worker)
+        # What is left is to give memory back, half a second for 4 GiB: not before a VM that has just begun to run here.
+        os.nice(LAST)
     except KvmftError as error:
         link.event("failed", str(error))
         link.send(msg="done", outcome="failed", reason=str(error))

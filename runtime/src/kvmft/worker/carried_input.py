@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvmft.adapters.reactor import Reactor
-from kvmft.adapters.taps import GuestInput, tap_of
+from kvmft.adapters.tap_end import TapEnd
+from kvmft.adapters.taps import GuestInput, address_of, tap_of
+from kvmft.errors import KvmftError
 from kvmft.worker.config import WorkerConfig
 from kvmft.worker.guest_input import Replay
 from kvmft.worker.link import AgentLink
@@ -14,7 +18,7 @@ INPUT_BOUND = 4 << 20
 
 
 class CarriedInput:
-    """What no commit covers (`replay`), and what came to the stopped primary during a switchover."""
+    """What no commit covers (`replay`), what came to the stopped primary during a switchover, and what waits in the taps."""
 
     def __init__(
         self, reactor: Reactor, config: WorkerConfig, link: AgentLink, qemu: StandbyQemu
@@ -27,7 +31,50 @@ class CarriedInput:
         self._input: list[tuple[int, bytes]] = []
         self._input_bytes = 0
         self._taps: dict[int, GuestInput | None] = {}
+        self._interfaces: list[tuple[str | None, bytes | None]] = []
         self._runs = False
+        self._drawn = False
+
+    def look(self) -> None:
+        """Find the tap of each NIC and the NIC's Ethernet address, as far as there are such: early, not when the VM shall run."""
+        nics, pid = self._config.nics, self._config.qemu_pid
+        info = self._qemu.hmp("info network") if nics else ""
+        self._interfaces = [(tap_of(info, pid, nic), address_of(info, nic)) for nic in nics]
+
+    # -- before the VM runs -------------------------------------------------------------------------
+
+    def draw(self) -> None:
+        """The VM is dead elsewhere: have the network bring its packets here, where they wait until it runs."""
+        self._drawn = True
+
+        def announce(end: TapEnd, address: bytes | None) -> None:
+            end.clear()
+            if address is not None:
+                end.announce(address)
+
+        self._at_ends(announce)
+
+    def clear(self) -> None:
+        """The VM may run soon. What lies in the taps, unless it was drawn here, was for nobody: broadcasts of days, which
+        would reach the VM late and leave no room for what is put in."""
+        if not self._drawn:
+            self._at_ends(lambda end, address: end.clear())
+
+    def _at_ends(self, do: Callable[[TapEnd, bytes | None], object]) -> None:
+        """`do` it at QEMU's end of each tap. Where it cannot be, the VM runs as well, and its clients wait longer."""
+        for name, address in self._interfaces:
+            if name is None:
+                continue
+            try:
+                end = TapEnd(self._config.qemu_pid, name)
+                try:
+                    do(end, address)
+                finally:
+                    end.close()
+            except (KvmftError, OSError) as error:
+                self._link.event("input_not_drawn", f"what waits in {name} is left as it is: {error}")
+
+    # -- while it runs ------------------------------------------------------------------------------
 
     def carry_in(self, index: int, packet: bytes) -> None:
         """A packet that reached the stopped primary: for the VM once it runs here."""
@@ -52,8 +99,7 @@ class CarriedInput:
 
     def _tap(self, index: int) -> GuestInput | None:
         if index not in self._taps:
-            nics, pid = self._config.nics, self._config.qemu_pid
-            name = tap_of(self._qemu.hmp, pid, nics[index]) if index < len(nics) else None
+            name = self._interfaces[index][0] if index < len(self._interfaces) else None
             try:
                 self._taps[index] = GuestInput(self._reactor, name) if name else None
             except OSError as error:

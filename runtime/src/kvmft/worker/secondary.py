@@ -78,6 +78,7 @@ class SecondaryWorker:
             ev.PersistOffer: self._persist_offer,
             ev.SendOfferAck: lambda effect: self._send(encode(FrameType.OFFER_ACK)),
             ev.StartClaim: self._start_claim,
+            ev.DrawInput: lambda effect: self.input.draw(),
             ev.Load: self._load,
             ev.Run: self._run,
             ev.SendRelief: lambda effect: self._send(encode(FrameType.RELIEVED)),
@@ -94,6 +95,7 @@ class SecondaryWorker:
         """Open the standby and wait for the primary, or recover the last commit after a restart."""
         config = self.config
         status = self.qemu.attach()
+        self.input.look()
         self.reactor.call_later(STATUS_EVERY, self._status_timer)
         if config.resume and status != "inmigrate":
             self._recover_loaded(status)
@@ -331,6 +333,7 @@ class SecondaryWorker:
         """Load device state over the committed memory (design section 2, item 6), and have the
         disks durable: once the claim is won they are the VM's only ones, also after a power cut."""
         begun = self.reactor.now()
+        self.input.clear()
         disks = self.commits.disks
         disks.sync_end(self.peer.show_life)
         disks.sync_later()

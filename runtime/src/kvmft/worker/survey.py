@@ -94,7 +94,8 @@ class Survey:
         self._memory = GuestMemory()
         self._buffer = bytearray()
         self._shadow: Shadow | None = None
-        taps = [tap_of(self._hmp, task.qemu_pid, nic) for nic in task.nics]
+        info = self._hmp("info network")
+        taps = [tap_of(info, task.qemu_pid, nic) for nic in task.nics]
         self._counters = [f"/sys/class/net/{tap}/statistics/rx_packets" for tap in taps if tap]
         self.sees_output = len(self._counters) == len(task.nics)
 

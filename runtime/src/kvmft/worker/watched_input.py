@@ -35,8 +35,9 @@ class WatchedInput:
         if self._watch is not None:
             return
         self._watch = watch = InputWatch(self._reactor, self._send)
+        info = self._qemu.hmp("info network") if self._config.nics else ""
         for index, nic in enumerate(self._config.nics):
-            interface = tap_of(self._qemu.hmp, self._config.qemu_pid, nic)
+            interface = tap_of(info, self._config.qemu_pid, nic)
             if interface is None:
                 continue
             try:
