@@ -150,9 +150,21 @@ def test_a_refusing_primary_ends_the_standby_without_a_claim() -> None:
     assert "Load" not in effects and "Discard" in effects
 
 
-def test_a_farewell_that_hands_over_claims_at_once() -> None:
+def test_a_farewell_that_hands_over_claims_at_once_and_draws_the_vms_packets_here() -> None:
     drive = Driver().to_ready()
-    assert "Load" in drive(ev.PeerLost(ev.Loss.FAREWELL, "QEMU died"))
+    assert drive(ev.PeerLost(ev.Loss.FAREWELL, "QEMU died")) == ["DropPeer", "DrawInput", "Report", "Load"]
+
+
+def test_no_packet_is_drawn_away_from_a_vm_that_may_run() -> None:
+    for event in (ev.PeerLost(ev.Loss.SILENCE, "silent"), ev.ClaimAsked(), ev.ClaimAsked(planned=True)):
+        drive = Driver().to_ready()
+        assert "Load" in drive(event)
+        drive(ev.Loaded())
+        drive(ev.Claimed(True))
+        assert ev.DrawInput() not in drive.all
+    for how in (ev.Loss.CLOSED, ev.Loss.REFUSED):
+        assert "DrawInput" not in Driver().to_ready()(ev.PeerLost(how, "its process ended"))
+    assert "DrawInput" not in Driver()(ev.PeerLost(ev.Loss.FAREWELL, "a replica that is incomplete draws nothing"))
 
 
 def test_recovery_applies_the_journal_again_before_any_claim() -> None:

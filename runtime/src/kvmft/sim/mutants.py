@@ -104,6 +104,10 @@ MUTANTS = (
         "        self.phase = StandbyPhase.CLAIMING\n        return [StartClaim(Purpose.SOLO)]",
     ),
     Mutant(
+        "packets are drawn away from a VM that may still run", "secondary",
+        "[DrawInput()] if event.how is Loss.FAREWELL else []", "[DrawInput()]",
+    ),
+    Mutant(
         "a time-out of the arbiter is a win", "arbitration",
         "            return []\n        return [Note(f\"no clear answer",
         "            return []\n        return self._won(self._new, why)\n"

@@ -46,21 +46,24 @@ class CarriedInput:
     def draw(self) -> None:
         """The VM is dead elsewhere: have the network bring its packets here, where they wait until it runs."""
         self._drawn = True
+        cleared: dict[str, int] = {}
 
-        def announce(end: TapEnd, address: bytes | None) -> None:
-            end.clear()
+        def clear_and_announce(name: str, end: TapEnd, address: bytes | None) -> None:
+            cleared[name] = end.clear()
             if address is not None:
                 end.announce(address)
 
-        self._at_ends(announce)
+        self._at_ends(clear_and_announce)
+        if cleared:
+            self._link.event("input_drawn", "packets for the VM come here from now on and wait for it", cleared=cleared)
 
     def clear(self) -> None:
         """The VM may run soon. What lies in the taps, unless it was drawn here, was for nobody: broadcasts of days, which
         would reach the VM late and leave no room for what is put in."""
         if not self._drawn:
-            self._at_ends(lambda end, address: end.clear())
+            self._at_ends(lambda name, end, address: end.clear())
 
-    def _at_ends(self, do: Callable[[TapEnd, bytes | None], object]) -> None:
+    def _at_ends(self, do: Callable[[str, TapEnd, bytes | None], object]) -> None:
         """`do` it at QEMU's end of each tap. Where it cannot be, the VM runs as well, and its clients wait longer."""
         for name, address in self._interfaces:
             if name is None:
@@ -68,7 +71,7 @@ class CarriedInput:
             try:
                 end = TapEnd(self._config.qemu_pid, name)
                 try:
-                    do(end, address)
+                    do(name, end, address)
                 finally:
                     end.close()
             except (KvmftError, OSError) as error:
