@@ -20,7 +20,7 @@ from tests.lab.test_protect import LEDGER, answers_of, status, wait_protected
 from tests.lab.wide import NEHALEM, Wide, WideDisk
 
 OTHER = {"node-a": "node-b", "node-b": "node-a"}
-UNDER_LOAD = 6.0
+UNDER_LOAD = 4.0
 """Seconds that the clients write; the kill is in the middle."""
 
 
@@ -126,12 +126,14 @@ def fail_over(lab: Lab, guest: Wide, host: str, how: Callable[[Lab, str, Wide], 
     return other
 
 
-def there_and_back(lab: Lab, guest: Wide, check: Callable[[str], None]) -> None:
-    """A -> B -> A by kills, then once more as planned; `check` is called with the host that the
+def there_and_back(
+    lab: Lab, guest: Wide, check: Callable[[str], None], *turns: Callable[[Lab, str, Wide], float]
+) -> None:
+    """A -> B -> A by `turns`, or by a kill and as planned; `check` is called with the host that the
     guest runs on, before and after each."""
     host = "node-a"
     check(host)
-    for how in (kill, kill, switch, switch):
+    for how in turns or (kill, switch):
         host = fail_over(lab, guest, host, how)
         check(host)
     assert host == "node-a"
@@ -186,7 +188,7 @@ def test_disks_of_all_formats_two_interfaces_and_two_cpus(networks: Lab) -> None
                 info = lab.run(host, f"qemu-img info -U --output=json {path}")
                 assert kind == "raw" or json.loads(info)["format"] == kind
 
-        there_and_back(lab, guest, check)
+        there_and_back(lab, guest, check, kill, kill, switch, switch)
         # The images of the beginning are as they were left: nothing wrote over them.
         for disk in guest.disks[1:]:
             info = json.loads(lab.run("node-a", f"qemu-img info --output=json {guest.path(disk)}"))
