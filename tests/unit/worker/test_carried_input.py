@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from kvmft.adapters.reactor import Reactor
+from kvmft.core.events import Load
 from kvmft.errors import KvmftError
 from kvmft.worker import carried_input
 from kvmft.worker.carried_input import INPUT_BOUND, CarriedInput
+from kvmft.worker.secondary import SecondaryWorker
 
 ADDRESS = bytes.fromhex("525400930050")
 INTERFACES = {"net0": "vnet4", "net1": None, "net2": "vnet5"}
@@ -127,3 +130,14 @@ def test_a_vm_without_nics_asks_nothing(world: World) -> None:
     made.look()
     made.draw()
     assert (world.done, world.asked) == ([], 0)
+
+
+def test_taps_are_cleared_before_the_state_is_loaded_and_not_after() -> None:
+    calls = Mock()
+    worker: Any = SimpleNamespace(
+        reactor=Reactor(), input=calls.input, commits=calls.commits, qemu=calls.qemu, peer=calls.peer, link=calls.link,
+        post=calls.post,
+    )  # fmt: skip
+    SecondaryWorker._load(worker, Load(5))
+    done = [name for name, *__ in calls.mock_calls]
+    assert done.count("input.clear") == 1 and done.index("input.clear") < done.index("qemu.load")
