@@ -48,7 +48,7 @@ def on_each(fixture: str = "pair") -> pytest.MarkDecorator:
     That is for what the accelerator has a part in: which pages are dirty, what is read and written of memory and of
     devices, the guest's time, how a QEMU is stopped, started and called into. Tests of the protocol, of the arbiter, of
     detection, of disks and of who dies when need one accelerator, and take what `pair` has by itself: TCG, which is
-    everywhere, and boots the guest in half a second where a KVM inside a virtual machine takes seven.
+    everywhere, and boots the guest in half a second where a KVM inside a virtual machine takes four or more.
     """
     return pytest.mark.parametrize(fixture, ACCELERATORS, indirect=True)
 
