@@ -50,7 +50,7 @@ WHOLE = {**OPTIONS, "delta_mib": 0}
 """Options: pages are sent whole."""
 
 
-@pytest.fixture(params=[(accelerator, options) for accelerator in ACCELERATORS for options in (OPTIONS, WHOLE)],
+@pytest.fixture(params=[*((accelerator, OPTIONS) for accelerator in ACCELERATORS), ("tcg", WHOLE)],
                 ids=lambda each: each[0] + ("-whole" if each[1] is WHOLE else ""))  # fmt: skip
 def counted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Worker, int]]:
     """A primary that counts, of a guest that changes a word of PAGES all the time; and what it may send, in bytes a page."""

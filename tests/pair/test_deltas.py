@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pair.bootsector import COUNTED_PAGES
+from tests.pair.conftest import on_each
 from tests.pair.harness import Pair, Worker, start_worker, wait_for
 
 COUNT_AT, PAGES_AT = 0x8000, 0x20000
@@ -89,6 +90,7 @@ def standby_memory(pair: Pair) -> tuple[int, list[int]]:
         os.close(descriptor)
 
 
+@on_each()
 def test_after_many_epochs_memory_is_equal_and_the_standby_counts_on(pair: Pair) -> None:
     primary, secondary = pair.protect()
     for number in range(4):
@@ -143,7 +145,6 @@ def test_a_malformed_checkpoint_ends_protection_and_not_the_vm(pair: Pair) -> No
 
 
 @pytest.mark.parametrize("older", [{"secondary_patch": OLDER_SECONDARY}, {"primary_patch": OLDER_PRIMARY}])
-@pytest.mark.parametrize("pair", ["tcg"], indirect=True)
 def test_with_an_older_version_pages_go_whole(pair: Pair, older: dict[str, str]) -> None:
     primary, __ = pair.protect(**older)
     time.sleep(1.0)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.pair.harness import Pair, wait_for
 
 
-@pytest.mark.parametrize("pair", ["tcg"], indirect=True)
 def test_turning_off_at_once_leaves_the_vm_running(pair: Pair) -> None:
     __, port = pair.start_secondary()
     primary = pair.start_primary(port)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.pair.bootsector import count_on_disk
+from tests.pair.conftest import on_each
 from tests.pair.harness import Pair, make_pki, wait_for
 
 COUNT_AT = 0x8000
@@ -64,6 +65,7 @@ def agrees(memory: int, disk: int) -> bool:
     return disk in (memory & ~0xFF, (memory & ~0xFF) - 0x100)
 
 
+@on_each()
 def test_memory_and_disk_of_a_commit_belong_together(pair: Pair) -> None:
     pair.protect()
     for __ in range(5):
@@ -83,6 +85,7 @@ def test_that_check_sees_a_disk_epoch_boundary_taken_away(pair: Pair) -> None:
     assert not all(seen)
 
 
+@on_each()
 def test_the_audit_sees_pages_that_were_not_copied(pair: Pair) -> None:
     primary, __ = pair.protect(primary_patch=NO_COPY_IN_THE_STOP)
     primary.send(cmd="audit", id=1)
@@ -100,6 +103,7 @@ def test_a_killed_primary_worker_comes_back_solo_and_the_vm_never_stopped(pair: 
     assert pair.standby_vm.counts == []
 
 
+@on_each()
 def test_a_killed_secondary_worker_still_activates_what_it_acknowledged(pair: Pair) -> None:
     __, secondary = pair.protect()
     time.sleep(0.5)
@@ -167,6 +171,7 @@ def test_without_an_arbiter_nobody_takes_over_and_the_vm_waits(pair: Pair) -> No
     assert wait_for("counting on", lambda: pair.primary_vm.counts[-1] > held)
 
 
+@on_each()
 def test_turning_off_leaves_the_vm_running_and_qemu_as_it_was(pair: Pair) -> None:
     before = sorted(os.listdir(f"/proc/{pair.primary_vm.process.pid}/fd"))
     primary, __ = pair.protect()

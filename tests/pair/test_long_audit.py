@@ -18,7 +18,6 @@ memory.hash_pages = hash_pages
 """The memory in use is at least four pieces: 1.8 s; the detection time of these pairs is 1 s."""
 
 
-@pytest.mark.parametrize("pair", ["tcg"], indirect=True)
 @pytest.mark.parametrize("side", ["primary", "secondary"])
 def test_a_long_audit_is_no_silence(pair: Pair, side: str) -> None:
     primary, secondary = pair.protect(**{f"{side}_patch": SLOW_HASHES})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 from tests.pair.bootsector import count_on_disk
+from tests.pair.conftest import on_each
 from tests.pair.harness import Pair, wait_for
 
 
+@on_each()
 def test_protect_then_kill_the_primary(pair: Pair) -> None:
     primary, secondary = pair.protect()
     time.sleep(1.0)
@@ -26,6 +28,7 @@ def test_protect_then_kill_the_primary(pair: Pair) -> None:
     assert wait_for("disk of node-b in use", lambda: count_on_disk(pair.standby_vm.disk) >= first)
 
 
+@on_each()
 def test_the_standbys_memory_equals_the_primarys_page_by_page(pair: Pair) -> None:
     primary, __ = pair.protect()
     for identity in range(3):

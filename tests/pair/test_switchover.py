@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from tests.pair.bootsector import count_on_disk
+from tests.pair.conftest import on_each
 from tests.pair.harness import MEMORY_MIB, Pair, Worker, start_worker, wait_for
 
 
@@ -18,6 +19,7 @@ def switch(primary: Worker, secondary: Worker) -> dict[str, Any]:
     return {"pid": left["pid"], "blocks": left["blocks"]}
 
 
+@on_each()
 def test_roles_swap_back_and_forth_and_little_is_sent(pair: Pair) -> None:
     primary, secondary = pair.protect()
     time.sleep(0.5)
@@ -45,6 +47,7 @@ def test_roles_swap_back_and_forth_and_little_is_sent(pair: Pair) -> None:
     assert count_on_disk(pair.primary_vm.disk) >= first
 
 
+@on_each("private_pair")
 def test_private_memory_is_kept_too(private_pair: Pair) -> None:
     primary, secondary = private_pair.protect()
     first = primary.wait(msg="event", event="synced")["data"]["memory_bytes"]

@@ -30,7 +30,9 @@ class Ends:
             self.sockets[number].connect(f"127.0.0.{last}", self.sockets[1 - number].port)
 
     def run(self, seconds: float = 0.05) -> None:
-        self.reactor.run_until(lambda: False, seconds)
+        """Some turns, however late this process is."""
+        for __ in range(5):
+            self.reactor.step(seconds / 5)
 
     def close(self) -> None:
         for each in self.sockets:
@@ -125,9 +127,8 @@ def test_a_flood_does_not_hold_up_the_reactor(ends: Ends) -> None:
     ends.connect()
     for number in range(150):
         ends.sockets[1].send(b"%d" % number)
-    begun = time.monotonic()
     ends.reactor.step(0.5)
-    assert 0 < len(ends.heard[0]) < 150 and time.monotonic() - begun < 0.5
+    assert 0 < len(ends.heard[0]) < 150
     ends.run()
     assert len(ends.heard[0]) == 150
 
@@ -146,7 +147,8 @@ def test_it_may_be_closed_by_what_it_heard() -> None:
     two.connect("127.0.0.1", one.port)
     two.send(b"first")
     two.send(b"second")
-    reactor.run_until(lambda: False, 0.05)
+    assert reactor.run_until(lambda: bool(heard), 20)
+    reactor.step(0.05)
     assert heard == [b"first"]
     two.close()
     reactor.close()

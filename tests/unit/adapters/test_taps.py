@@ -26,12 +26,12 @@ def bring(*texts):
         assert network.put(packet(text))
 
 bring(b"one", b"two")
-reactor.run_until(lambda: len(seen) == 2, 2)
+reactor.run_until(lambda: len(seen) == 2, 20)
 assert seen == [packet(b"one"), packet(b"two")], seen
 assert [os.read(guest, 2000) for __ in range(2)] == seen, "what is put in is what the guest reads"
 os.write(guest, packet(b"of the guest"))
 bring(b"three")
-reactor.run_until(lambda: len(seen) == 3, 2)
+reactor.run_until(lambda: len(seen) == 3, 20)
 assert seen[2:] == [packet(b"three")], "the guest's own packets are no input"
 watch.rest()
 bring(b"four", b"five")
@@ -39,7 +39,7 @@ reactor.run_until(lambda: False, 0.05)
 assert len(seen) == 3, [each[24:34] for each in seen]
 watch.go_on()
 bring(b"six")
-reactor.run_until(lambda: len(seen) == 4, 2)
+reactor.run_until(lambda: len(seen) == 4, 20)
 assert seen[3:] == [packet(b"six")]
 other = GuestInput(reactor, "vnet0")
 other.watch(seen.append)

@@ -72,6 +72,7 @@ def test_a_late_answer_is_not_that_to_the_next_question(tmp_path: Path, monkeypa
     with pytest.raises(KvmftError, match="did not answer") as error:
         ask(a)
     assert error.value.code == "worker_silent"
+    monkeypatch.setattr(epochs_module, "ANSWER", 20.0)
     worker.answers = True
     late = {"msg": "epochs", "id": worker.sent[-1]["id"], "values": "old"}
     vm._message(late)

@@ -138,5 +138,5 @@ def test_latency_counts_from_the_moment_a_request_was_due() -> None:
 
     threading.Thread(target=serve, daemon=True).start()
     found = pinger.ping("127.0.0.1", listener.getsockname()[1], 20, 0.5)
-    assert len(found) == 10 and found[0] < 100
-    assert found[2] > 280 and found[3] > 230, "the stall delayed the request after it, too"
+    assert len(found) == 10 and min(found) < 200
+    assert found[2] > 295 and found[3] > 245, "the stall delayed the request after it, too"
