@@ -106,7 +106,7 @@ def test_a_signal_that_comes_meanwhile_is_not_lost(target: Target) -> None:
     while sender.poll() is None and target.process.poll() is None:
         try:
             assert inject.inject_syscall(target.pid, SYS_GETPID) == target.pid
-        except (KvmftError, ProcessLookupError):  # its wait was over, and it ended
+        except KvmftError:  # its wait was over, and it ended
             break
         calls += 1
     assert calls > 3
@@ -195,3 +195,17 @@ def test_a_process_that_is_gone_is_one_clear_error() -> None:
     gone.wait()
     with pytest.raises(KvmftError, match="No such process"):
         inject.inject_syscall(gone.pid, SYS_GETPID)
+
+
+def test_a_process_that_ends_while_it_is_held_is_told_as_gone(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = inject._find_syscall
+
+    def find_late(pid: int, rip: int) -> int:
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return find(pid, rip)
+
+    monkeypatch.setattr(inject, "_find_syscall", find_late)
+    with pytest.raises(KvmftError) as caught:
+        inject.inject_syscall(target.pid, SYS_GETPID)
+    assert caught.value.code == "vm_gone"

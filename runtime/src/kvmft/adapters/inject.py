@@ -51,7 +51,11 @@ def _wait(pid: int) -> int:
             continue
         if os.WIFSTOPPED(status):
             return status
-        raise KvmftError("vm_gone", f"Process {pid} ended.", "Start the VM again.")
+        raise _gone(pid)
+
+
+def _gone(pid: int) -> KvmftError:
+    return KvmftError("vm_gone", f"Process {pid} ended.", "Start the VM again.")
 
 
 def _find_syscall(pid: int, rip: int) -> int:
@@ -106,6 +110,9 @@ class Held:
             self._saved = saved
             if self.instruction is None:
                 self.instruction = _find_syscall(self._pid, saved[_INDEX["rip"]])
+        except (FileNotFoundError, ProcessLookupError) as error:
+            self._let_go()
+            raise _gone(self._pid) from error
         except BaseException:
             self._let_go()
             raise
