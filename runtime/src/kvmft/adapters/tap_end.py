@@ -17,7 +17,7 @@ from kvmft.adapters.linux import IFF_VNET_HDR, TUNGETIFF, TUNGETVNETHDRSZ
 from kvmft.errors import KvmftError
 
 QUEUE = 10_000
-"""More packets than a tap keeps are not thrown away: they come as fast as they are."""
+"""So many packets are thrown away at most, more than a tap keeps: those that come meanwhile must not hold up a failover."""
 ANNOUNCEMENT = 60
 """Bytes of the frame: the least that Ethernet has, without its check sum."""
 
