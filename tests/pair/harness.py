@@ -148,7 +148,7 @@ class Qemu:
             "-object", "iothread,id=iothread1",
             "-device", "virtio-blk-pci,drive=disk0,id=virtio-disk0,bootindex=1"
             + (",iothread=iothread1" if iothread else ""),
-            "-object", f"memory-backend-ram,id=pc.ram,size={size}" if private
+            "-object", f"memory-backend-ram,id=pc.ram,size={size},prealloc={machine.prealloc}" if private
             else f"memory-backend-memfd,id=pc.ram,size={size},share=on,prealloc={machine.prealloc}",
             "-machine", "memory-backend=pc.ram",
         ]  # fmt: skip
