@@ -37,8 +37,9 @@ def interface(host: str, network: str) -> str:
 
 
 def hardware_address(host: str, network: str) -> str:
-    """A server keeps its MAC addresses over a reboot, or its neighbours look for it in vain."""
-    return f"02:6b:76:6d:{list(NETWORKS).index(network):02x}:{HOSTS[host]:02x}"
+    """A server, or the `client` outside, keeps its MAC addresses over a reboot, or its neighbours look for it in vain."""
+    last = CLIENT if host == "client" else HOSTS[host]
+    return f"02:6b:76:6d:{list(NETWORKS).index(network):02x}:{last:02x}"
 
 
 def make_bridges(lab: str) -> None:
@@ -48,7 +49,10 @@ def make_bridges(lab: str) -> None:
     ip("link", "set", "lo", "up", ns=ns)
     for network, prefix in NETWORKS.items():
         bridge = f"br-{network}"
-        ip("link", "add", bridge, "type", "bridge", "forward_delay", "0", "stp_state", "0", ns=ns)
+        # A bridge without an address of its own has one of its ports', and a client whose address changes at a power cut is not
+        # found again by the guest.
+        ip("link", "add", bridge, "address", hardware_address("client", network), "type", "bridge", "forward_delay", "0",
+           "stp_state", "0", ns=ns)
         ip("addr", "add", f"{prefix}.{CLIENT}/24", "dev", bridge, ns=ns)
         ip("link", "set", bridge, "up", ns=ns)
 

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from kvmft.adapters.reactor import Reactor
-from kvmft.core.events import Load
+from kvmft.core.secondary import StandbyPhase
 from kvmft.errors import KvmftError
 from kvmft.worker import carried_input
 from kvmft.worker.carried_input import INPUT_BOUND, CarriedInput
@@ -81,24 +81,16 @@ def carried(world: World) -> CarriedInput:
     return made
 
 
-def test_drawing_clears_first_and_announces_what_has_an_address(world: World, carried: CarriedInput) -> None:
+def test_drawing_announces_what_has_an_address_and_leaves_what_came(world: World, carried: CarriedInput) -> None:
     carried.draw()
     assert world.done == [
-        ("open", 77, "vnet4"), ("clear", "vnet4"), ("announce", "vnet4", ADDRESS), ("close", "vnet4"),
-        ("open", 77, "vnet5"), ("clear", "vnet5"), ("close", "vnet5"),
-        ("input_drawn", {"cleared": {"vnet4": 3, "vnet5": 3}}),
+        ("open", 77, "vnet4"), ("announce", "vnet4", ADDRESS), ("close", "vnet4"), ("open", 77, "vnet5"), ("close", "vnet5"),
+        ("input_drawn", {"interfaces": ["vnet4", "vnet5"]}),
     ]  # fmt: skip
     assert world.asked == 1, "QEMU is asked early and once"
 
 
-def test_what_was_drawn_is_not_cleared_away(world: World, carried: CarriedInput) -> None:
-    carried.draw()
-    del world.done[:]
-    carried.clear()
-    assert world.done == []
-
-
-def test_without_a_farewell_taps_are_cleared_and_nobody_is_told(world: World, carried: CarriedInput) -> None:
+def test_taps_are_cleared_and_nobody_is_told(world: World, carried: CarriedInput) -> None:
     carried.clear()
     assert [each for each in world.done if each[0] not in ("open", "close")] == [("clear", "vnet4"), ("clear", "vnet5")]
 
@@ -106,7 +98,10 @@ def test_without_a_farewell_taps_are_cleared_and_nobody_is_told(world: World, ca
 def test_a_tap_whose_end_cannot_be_had_stops_nothing(world: World, carried: CarriedInput) -> None:
     world.missing = {"vnet4"}
     carried.draw()
-    assert [each[0] for each in world.done] == ["input_not_drawn", "open", "clear", "close", "input_drawn"]
+    carried.clear()
+    assert [each[0] for each in world.done] == [
+        "input_not_drawn", "open", "close", "input_drawn", "open", "clear", "close",
+    ], "what cannot be had is told once"  # fmt: skip
     carried.replay.add(4, memoryview(b"\0first"))
     assert carried.vm_runs() == (0, 1)
 
@@ -132,12 +127,14 @@ def test_a_vm_without_nics_asks_nothing(world: World) -> None:
     assert (world.done, world.asked) == ([], 0)
 
 
-def test_taps_are_cleared_before_the_state_is_loaded_and_not_after() -> None:
+@pytest.mark.parametrize("phase", StandbyPhase)
+@pytest.mark.parametrize("runs", [False, True])
+def test_taps_are_cleared_while_nobody_takes_over_and_not_once_the_vm_may_run(phase: StandbyPhase, runs: bool) -> None:
     calls = Mock()
     worker: Any = SimpleNamespace(
-        reactor=Reactor(), input=calls.input, commits=calls.commits, qemu=calls.qemu, peer=calls.peer, link=calls.link,
-        post=calls.post,
+        _status=calls.status, driver=SimpleNamespace(finished=False), _runs=runs, machine=SimpleNamespace(phase=phase),
+        input=calls.input, _look_after_disks=calls.disks, reactor=calls.reactor, _status_timer=None,
     )  # fmt: skip
-    SecondaryWorker._load(worker, Load(5))
-    done = [name for name, *__ in calls.mock_calls]
-    assert done.count("input.clear") == 1 and done.index("input.clear") < done.index("qemu.load")
+    SecondaryWorker._status_timer(worker)
+    waits = phase in (StandbyPhase.FILLING, StandbyPhase.READY) and not runs
+    assert [name for name, *__ in calls.mock_calls] == ["status", *(["input.clear", "disks"] if waits else []), "reactor.call_later"]

@@ -32,8 +32,8 @@ class CarriedInput:
         self._input_bytes = 0
         self._taps: dict[int, GuestInput | None] = {}
         self._interfaces: list[tuple[str | None, bytes | None]] = []
+        self._told: set[str] = set()
         self._runs = False
-        self._drawn = False
 
     def look(self) -> None:
         """Find the tap of each NIC and the NIC's Ethernet address, as far as there are such: early, not when the VM shall run."""
@@ -43,39 +43,36 @@ class CarriedInput:
 
     # -- before the VM runs -------------------------------------------------------------------------
 
+    def clear(self) -> None:
+        """Throw away what lies in the taps. Done now and then while nobody takes over, it leaves room for what is put in or
+        drawn here, and of the broadcasts that the VM gets when it runs the newest: a neighbour's question for its address."""
+        self._at_ends(lambda end, address: end.clear())
+
     def draw(self) -> None:
         """The VM is dead elsewhere: have the network bring its packets here, where they wait until it runs."""
-        self._drawn = True
-        cleared: dict[str, int] = {}
+        drawn = self._at_ends(lambda end, address: end.announce(address) if address else None)
+        if drawn:
+            self._link.event("input_drawn", "packets for the VM come here from now on and wait for it", interfaces=drawn)
 
-        def clear_and_announce(name: str, end: TapEnd, address: bytes | None) -> None:
-            cleared[name] = end.clear()
-            if address is not None:
-                end.announce(address)
-
-        self._at_ends(clear_and_announce)
-        if cleared:
-            self._link.event("input_drawn", "packets for the VM come here from now on and wait for it", cleared=cleared)
-
-    def clear(self) -> None:
-        """The VM may run soon. What lies in the taps, unless it was drawn here, was for nobody: broadcasts of days, which
-        would reach the VM late and leave no room for what is put in."""
-        if not self._drawn:
-            self._at_ends(lambda name, end, address: end.clear())
-
-    def _at_ends(self, do: Callable[[str, TapEnd, bytes | None], object]) -> None:
-        """`do` it at QEMU's end of each tap. Where it cannot be, the VM runs as well, and its clients wait longer."""
+    def _at_ends(self, do: Callable[[TapEnd, bytes | None], object]) -> list[str]:
+        """`do` it at QEMU's end of each tap; those at which it was done. Elsewhere the VM runs as well, and its clients wait
+        longer: that is told once."""
+        done = []
         for name, address in self._interfaces:
             if name is None:
                 continue
             try:
                 end = TapEnd(self._config.qemu_pid, name)
                 try:
-                    do(name, end, address)
+                    do(end, address)
                 finally:
                     end.close()
+                done.append(name)
             except (KvmftError, OSError) as error:
-                self._link.event("input_not_drawn", f"what waits in {name} is left as it is: {error}")
+                if name not in self._told:
+                    self._told.add(name)
+                    self._link.event("input_not_drawn", f"{name} is not cleared, and draws no packets: {error}")
+        return done
 
     # -- while it runs ------------------------------------------------------------------------------
 

@@ -284,8 +284,6 @@ class SecondaryWorker:
     def _look_after_disks(self) -> None:
         """A device that took writes into memory and lost them ends protection as soon as it is known:
         this side must not go on to acknowledge what it could not activate (I4)."""
-        if self._runs or self.machine.phase not in (StandbyPhase.FILLING, StandbyPhase.READY):
-            return
         self.commits.sync_disks()
         if (fault := self.commits.disks.fault) is not None:
             self.link.event("failed", str(fault))
@@ -333,7 +331,6 @@ class SecondaryWorker:
         """Load device state over the committed memory (design section 2, item 6), and have the
         disks durable: once the claim is won they are the VM's only ones, also after a power cut."""
         begun = self.reactor.now()
-        self.input.clear()
         disks = self.commits.disks
         disks.sync_end(self.peer.show_life)
         disks.sync_later()
@@ -409,7 +406,9 @@ class SecondaryWorker:
     def _status_timer(self) -> None:
         self._status()
         if not self.driver.finished:
-            self._look_after_disks()
+            if not self._runs and self.machine.phase in (StandbyPhase.FILLING, StandbyPhase.READY):
+                self.input.clear()
+                self._look_after_disks()
             self.reactor.call_later(STATUS_EVERY, self._status_timer)
 
     def _status(self) -> None:
