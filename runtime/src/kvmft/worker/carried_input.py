@@ -16,6 +16,9 @@ from kvmft.worker.standby_qemu import StandbyQemu
 INPUT_BOUND = 4 << 20
 """Bytes of carried input that wait for the VM; more is dropped, as a network may."""
 
+CLEAR_EVERY = 1.0
+"""Seconds from one clearing of the taps to the next, at least."""
+
 
 class CarriedInput:
     """What no commit covers (`replay`), what came to the stopped primary during a switchover, and what waits in the taps."""
@@ -33,6 +36,7 @@ class CarriedInput:
         self._taps: dict[int, GuestInput | None] = {}
         self._interfaces: list[tuple[str | None, bytes | None]] = []
         self._told: set[str] = set()
+        self._clear_from = 0.0
         self._runs = False
 
     def look(self) -> None:
@@ -43,10 +47,12 @@ class CarriedInput:
 
     # -- before the VM runs -------------------------------------------------------------------------
 
-    def clear(self) -> None:
-        """Throw away what lies in the taps. Done now and then while nobody takes over, it leaves room for what is put in or
-        drawn here, and of the broadcasts that the VM gets when it runs the newest: a neighbour's question for its address."""
-        self._at_ends(lambda end, address: end.clear())
+    def clear(self, now: float) -> None:
+        """The primary was heard at `now`: what lies in the taps has reached the VM there. Thrown away now and then, it leaves room
+        for what is put in or drawn here. What comes after the primary's last word is kept for the VM: a neighbour may ask for it."""
+        if now >= self._clear_from:
+            self._clear_from = now + CLEAR_EVERY
+            self._at_ends(lambda end, address: end.clear())
 
     def draw(self) -> None:
         """The VM is dead elsewhere: have the network bring its packets here, where they wait until it runs."""

@@ -182,6 +182,8 @@ class SecondaryWorker:
             if isinstance(error, WireError):
                 raise
             self._give_up(str(error))
+        if self._waits:
+            self.input.clear(self.reactor.now())
 
     def _handle_frame(self, frame: Frame) -> None:
         match frame.type:
@@ -280,6 +282,11 @@ class SecondaryWorker:
     def _apply(self, effect: ev.Apply) -> None:
         self.commits.apply(effect.epoch, self.qemu.memory)
         self.post(ev.Applied(effect.epoch))
+
+    @property
+    def _waits(self) -> bool:
+        """Nobody takes over here, or has."""
+        return not self._runs and self.machine.phase in (StandbyPhase.FILLING, StandbyPhase.READY)
 
     def _look_after_disks(self) -> None:
         """A device that took writes into memory and lost them ends protection as soon as it is known:
@@ -406,8 +413,7 @@ class SecondaryWorker:
     def _status_timer(self) -> None:
         self._status()
         if not self.driver.finished:
-            if not self._runs and self.machine.phase in (StandbyPhase.FILLING, StandbyPhase.READY):
-                self.input.clear()
+            if self._waits:
                 self._look_after_disks()
             self.reactor.call_later(STATUS_EVERY, self._status_timer)
 
