@@ -101,6 +101,8 @@ def test_after_a_failover_the_spare_protects_it(spare: Lab) -> None:
     assert found["secondary"] == "node-c"
     answers_of(client)
     spare.power_on("node-a")
+    # It is reached before its agent is there.
+    spare.run("node-a", "until kvmft status >/dev/null 2>&1; do sleep 0.5; done", timeout=60)
     until = time.monotonic() + 60
     while (old := status(spare, "node-a", VM.name))["role"] != "stale":
         assert time.monotonic() < until, old
