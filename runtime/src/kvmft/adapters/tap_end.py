@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import struct
 
 from kvmft.adapters.inject import fetch_fd
 from kvmft.adapters.linux import IFF_VNET_HDR, TUNGETIFF, TUNGETVNETHDRSZ
+from kvmft.adapters.taps import interface_of
 from kvmft.errors import KvmftError
 
 QUEUE = 10_000
-"""So many packets are thrown away at most, more than a tap keeps: those that come meanwhile must not hold up a failover."""
+"""So many packets are thrown away at most, more than a tap keeps: those that come meanwhile must not hold up its caller."""
 ANNOUNCEMENT = 60
 """Bytes of the frame: the least that Ethernet has, without its check sum."""
 
@@ -62,12 +62,8 @@ class TapEnd:
 def _descriptor(pid: int, interface: str) -> int:
     """The descriptor of process `pid` that is its end of `interface`, or its first one."""
     for name in sorted(os.listdir(f"/proc/{pid}/fdinfo"), key=int):
-        try:
-            with open(f"/proc/{pid}/fdinfo/{name}", encoding="ascii") as file:
-                if re.search(rf"^iff:\s*{re.escape(interface)}$", file.read(), re.MULTILINE):
-                    return int(name)
-        except OSError:
-            continue  # closed meanwhile
+        if interface_of(pid, name) == interface:
+            return int(name)
     raise KvmftError(
         "tap_end_missing",
         f"QEMU (process {pid}) has no descriptor of {interface}.",

@@ -38,8 +38,13 @@ def tap_of(info: str, pid: int, nic: str) -> str | None:
     descriptor = re.search(r"\bfd=(\d+)", found[1])
     if descriptor is None:
         return None
+    return interface_of(pid, descriptor[1])
+
+
+def interface_of(pid: int, descriptor: str) -> str | None:
+    """The tap that `descriptor` of process `pid` is an end of; None when it is none, or closed by now."""
     try:
-        with open(f"/proc/{pid}/fdinfo/{descriptor[1]}", encoding="ascii") as file:
+        with open(f"/proc/{pid}/fdinfo/{descriptor}", encoding="ascii") as file:
             line = re.search(r"^iff:\s*(\S+)", file.read(), re.MULTILINE)
     except OSError:
         return None
