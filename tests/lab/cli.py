@@ -101,7 +101,7 @@ def run_stage(stage: str, release: str | None) -> int:
 
         return molecule.stage()
     if release is None or stage in ("lab", "release") or release == container.own_release():
-        return pytest(*(SIDE_BY_SIDE if stage in ("unit", "release", "pair", "lab") else ()), f"tests/{stage}")
+        return pytest(*(SIDE_BY_SIDE if stage in ("unit", "release", "contract", "pair", "lab") else ()), f"tests/{stage}")
     command = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{stage}"]
     if stage == "unit":
         # Debian 12's own Ansible (2.14) is too old to be a controller, and playwright is no Debian

@@ -15,9 +15,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["KVMFT_LAB"] = os.environ.get("KVMFT_LAB", "test") + os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")
 
 
+FIRST = ("test_guests", "test_roles", "test_spare", "test_operations", "test_protect")
+"""The longest files: the stage has two workers that take file after file, and a long last one would be waited for."""
+LAST = "test_uninstall"
+"""It takes everything from the lab's servers."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files keep their order; pytest-xdist would put those with the most tests first."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The test that takes everything from the lab's servers comes last."""
-    items.sort(key=lambda item: "test_uninstall.py" in item.nodeid)
+    """The longest files first, and what takes everything away last."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return FIRST.index(name) if name in FIRST else len(FIRST) + (name == LAST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

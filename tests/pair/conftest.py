@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import tempfile
@@ -14,6 +15,23 @@ import pytest
 
 from tests.pair.bootsector import counts_on_serial, write_disk
 from tests.pair.harness import Pair, wait_for
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: no other test of a pair runs meanwhile, in whichever process of this run")
+
+
+@pytest.fixture(autouse=True)
+def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests run side by side, except those marked `alone`."""
+    run = tmp_path_factory.getbasetemp()
+    directory = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
+    with open(directory / "next", "w") as turn, open(directory / "running", "w") as running:
+        # Who waits for all others holds the turn, so that no other begins before it.
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        yield
 
 
 @cache

@@ -86,6 +86,7 @@ def test_whatever_ends_it_qemu_is_as_it_was(writer: Pair, way: str) -> None:
     assert forecast.ask(writer.primary_vm, engine.OPTIONS, 2.0)["dirty_pages"], "memory is free to be tracked again"
 
 
+@pytest.mark.alone
 def test_it_comes_true(writer: Pair) -> None:
     told = forecast.ask(writer.primary_vm, engine.OPTIONS, SECONDS, stops=True, log_rate=500e6)
     secondary, port = writer.start_secondary(options=engine.OPTIONS)

@@ -12,9 +12,7 @@ from tests.pair.harness import Pair, wait_for
 @on_each()
 def test_protect_then_kill_the_primary(pair: Pair) -> None:
     primary, secondary = pair.protect()
-    time.sleep(1.0)
-    status = primary.wait(msg="status", state="protected")
-    assert status["epochs"] > 5
+    wait_for("six epochs", lambda: primary.wait(msg="status", state="protected")["epochs"] > 5)
     pair.primary_vm.process.kill()
     shown = pair.primary_vm.counts[-1]
     secondary.wait(msg="done", outcome="activated")
