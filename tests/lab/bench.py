@@ -110,8 +110,8 @@ def main(parts: str, seconds: float, runs: int, docs: bool, release: str) -> int
             case _:
                 measured = failover.run(release, runs)
         found[name] = {"machine": machine(), **measured}
-    JSON.parent.mkdir(exist_ok=True)
-    JSON.write_text(json.dumps(found) + "\n")
+        JSON.parent.mkdir(exist_ok=True)
+        JSON.write_text(json.dumps(found) + "\n")
     PAGE.write_text(report.page(found))
     print(report.text(found))
     print(f"{JSON}\n{PAGE}")

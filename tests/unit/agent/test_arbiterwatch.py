@@ -166,3 +166,33 @@ def test_a_host_that_cannot_ask_the_arbiter_takes_no_secondary(tmp_path: Path, o
     answer = asyncio.run(a.peer_requests.admit({"vm": "v", "xml": XML, "disks": []}))
     assert [each["code"] for each in answer["lacking"]] == ([] if ok else ["no_arbiter"])
     assert ok or "a cannot ask the arbiter: It is full." in answer["lacking"][0]["message"]
+
+
+def test_two_who_look_at_once_write_what_was_seen_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent looks every few seconds, and when a switchover is ordered."""
+    made, told = watch(tmp_path)
+    began, again = threading.Event(), threading.Event()
+
+    def save(path: str, seen: Seen) -> None:
+        told.health = Health("etcd 3.5.9", "one", {"": 11})
+        if began.is_set():
+            again.set()
+        began.set()
+        assert not again.wait(0.2), "two write at once"
+        again.clear()
+        save_seen(path, seen)
+        began.clear()
+
+    monkeypatch.setattr(arbiterwatch, "save_seen", save)
+
+    async def looks() -> None:
+        first = asyncio.create_task(made.look())
+        await asyncio.to_thread(began.wait, 10)
+        await asyncio.gather(first, made.look())
+
+    asyncio.run(looks())
+    assert (made.ok, made.reason) == (True, "etcd 3.5.9")
+    assert load_seen(str(tmp_path / "seen.json")) == Seen("one", {"": 10})
+    assert look(made)[0] and load_seen(str(tmp_path / "seen.json")) == Seen("one", {"": 11})

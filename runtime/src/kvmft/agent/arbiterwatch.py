@@ -32,7 +32,7 @@ class ArbiterWatch:
         self._claims_root = claims_root
         self._seen_path = seen_path
         self._arbiter = open_arbiter(config.arbiter)
-        self._probe: asyncio.Task[Health] | None = None
+        self._probe: asyncio.Task[str] | None = None
 
     async def look(self) -> None:
         """Probe once and draw the conclusion; nothing is raised."""
@@ -40,20 +40,18 @@ class ArbiterWatch:
             self.ok, self.reason = False, NONE
             return
         try:
-            health = await self._probed(self._arbiter)
-            await asyncio.to_thread(self._compare, health)
-            self.ok, self.reason = True, health.detail
+            self.ok, self.reason = True, await self._seen(self._arbiter)
         except KvmftError as error:
             self.ok, self.reason = False, str(error)
         except OSError as error:
             self.ok, self.reason = False, f"What was seen of the arbiter cannot be kept: {error}."
 
-    async def _probed(self, arbiter: Arbiter) -> Health:
-        """One probe at a time: of a hung mount there is one thread that waits, and not hundreds."""
+    async def _seen(self, arbiter: Arbiter) -> str:
+        """What a probe told, once it is compared with what was seen and kept. One at a time, whoever looks: two would go into
+        one file at once, and the older could be taken for a history that went back. And of a hung mount there is one thread
+        that waits, and not hundreds."""
         if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(
-                asyncio.to_thread(arbiter.probe, self._config.cluster_id, self._config.host)
-            )
+            self._probe = asyncio.create_task(asyncio.to_thread(self._probe_and_compare, arbiter))
         try:
             return await asyncio.wait_for(asyncio.shield(self._probe), PATIENCE)
         except TimeoutError:
@@ -62,6 +60,11 @@ class ArbiterWatch:
                 "Check its server and the network to it; with `file`, see whether `ls` of the "
                 "directory hangs too.",
             ) from None  # fmt: skip
+
+    def _probe_and_compare(self, arbiter: Arbiter) -> str:
+        health = arbiter.probe(self._config.cluster_id, self._config.host)
+        self._compare(health)
+        return health.detail
 
     def _compare(self, health: Health) -> None:
         seen = load_seen(self._seen_path)
