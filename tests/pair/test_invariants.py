@@ -158,6 +158,8 @@ def test_an_ordered_failover_moves_the_vm_and_fences_the_old_side(pair: Pair) ->
 def test_without_an_arbiter_nobody_takes_over_and_the_vm_waits(pair: Pair) -> None:
     primary, secondary = pair.protect()
     pair.etcd.process.send_signal(signal.SIGSTOP)
+    # On a busy machine it would go on for some milliseconds, in which a claim can be won.
+    os.waitid(os.P_PID, pair.etcd.process.pid, os.WSTOPPED)
     secondary.stop()
     primary.wait(msg="state", state="failing_over")
     time.sleep(4)
